@@ -1,0 +1,329 @@
+"""The client's half of the protocol: sans-IO, and its two thin shells, a blocking socket and an asyncio channel.
+
+A client's identity is its OS process, not its connection (design 7), so the blocking shell simply uses one connection for
+each call that waits at the same time, from a pool; the asyncio shell uses one for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from athena.channel import Channel, open_unix
+from athena.config import PRODUCT
+from athena.errors import CallTimeout, NotRunning, ProtocolError, Refused, Unavailable, from_wire
+from athena.wire import PROTOCOL, Frame, Framer, Header, Outbox
+
+HELLO_S = 10.0
+"""How long a peer has to say hello before it counts as something else than a supervisor."""
+
+RECEIVE_BYTES = 256 * 1024
+
+_CREDENTIALS = struct.Struct("iII")  # struct ucred of unix(7): pid, uid, gid
+
+
+class ConnectionLost(Exception):
+    """The connection ended before the answer came. Inside this package only: callers see :class:`Unavailable`."""
+
+
+class Protocol:
+    """One connection without its I/O: requests out, frames in, the greeting checked."""
+
+    def __init__(self) -> None:
+        self._framer = Framer()
+        self._ids = itertools.count(1)
+        self.hello: Header | None = None
+        """What the supervisor said first, once it has."""
+
+    @staticmethod
+    def greeting() -> bytes:
+        """The first bytes to send."""
+        box = Outbox()
+        box.put({"kind": "hello", "protocol": PROTOCOL, "product": PRODUCT, "pid": os.getpid()})
+        return box.take() or b""
+
+    def request(self, op: str, header: Header, body: bytes) -> tuple[int, bytes]:
+        """The id and the bytes of a request."""
+        request_id = next(self._ids)
+        box = Outbox()
+        box.put({"kind": "request", "id": request_id, "op": op, **header}, body)
+        return request_id, b"".join(iter(box.take, None))
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames that are complete with ``data``, hello left out.
+
+        Raises :class:`athena.errors.VersionMismatch` or :class:`Refused` if the peer is no supervisor for us.
+        """
+        try:
+            frames = self._framer.feed(data)
+        except ProtocolError as error:
+            raise Refused(f"what listens there is no Athena supervisor: {error.message}") from None
+        if self.hello is None and frames:
+            first = frames.pop(0)
+            if first.kind != "hello":
+                raise Refused(f"what listens there is no Athena supervisor: it sent {first.kind!r} first")
+            if first.header.get("refused"):
+                raise from_wire(first.json())
+            self.hello = first.header
+        return frames
+
+
+def outcome(frame: Frame) -> Frame:
+    """The answer in a reply. Raises the error that it is."""
+    if not frame.header.get("ok"):
+        raise from_wire(frame.json())
+    return frame
+
+
+class SyncConnection:
+    """A blocking connection for one call, or one stream, at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.protocol = Protocol()
+        self.inbox: deque[Frame] = deque()
+        """Frames that are no answer: events, notices."""
+        self._path = path
+        self._socket = _connect(path)
+        try:
+            self._socket.sendall(Protocol.greeting())
+            deadline = time.monotonic() + HELLO_S
+            while self.protocol.hello is None:
+                self.inbox.extend(self._receive(deadline))
+        except (TimeoutError, ConnectionLost, OSError) as error:
+            self.close()
+            raise Refused(f"what listens at {str(path)!r} does not speak Athena's protocol ({error})") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, op: str, header: Header, body: bytes, timeout_s: float | None) -> Frame:
+        """Ask and wait for the answer.
+
+        Raises what was answered, :class:`ConnectionLost`, or ``TimeoutError``; after the last two the connection is of no
+        use any more.
+        """
+        request_id, raw = self.protocol.request(op, header, body)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._send(raw)
+        while True:
+            for frame in self._receive(deadline):
+                if frame.kind == "reply" and frame.header.get("id") == request_id:
+                    return outcome(frame)
+                self.inbox.append(frame)
+
+    def next_frame(self, deadline: float | None = None) -> Frame:
+        """The next frame that is no answer. Raises ``TimeoutError`` at the deadline (monotonic)."""
+        while not self.inbox:
+            self.inbox.extend(self._receive(deadline))
+        return self.inbox.popleft()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+    def _send(self, raw: bytes) -> None:
+        try:
+            self._socket.settimeout(None)
+            self._socket.sendall(raw)
+        except OSError as error:
+            raise ConnectionLost(str(error)) from None
+
+    def _receive(self, deadline: float | None) -> list[Frame]:
+        try:
+            if deadline is None:
+                self._socket.settimeout(None)
+            else:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise TimeoutError
+                self._socket.settimeout(left_s)
+            data = self._socket.recv(RECEIVE_BYTES)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise ConnectionLost(str(error)) from None
+        if not data:
+            raise ConnectionLost("the supervisor closed the connection")
+        return self.protocol.feed(data)
+
+
+class Pool:
+    """Idle blocking connections to one supervisor. Thread-safe; a fork starts with none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.supervisor_id: str | None = None
+        """Of the supervisor that was last connected to: a restarted one has another."""
+        self._idle: list[SyncConnection] = []
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def call(self, op: str, header: Header, body: bytes, timeout_s: float | None) -> Frame:
+        """One call on a connection of its own. Raises as :meth:`SyncConnection.call`."""
+        while True:
+            connection, is_fresh = self._take()
+            try:
+                frame = connection.call(op, header, body, timeout_s)
+            except ConnectionLost:
+                connection.close()
+                if is_fresh:
+                    raise
+                continue  # an idle one that the supervisor's end had cut: all operations may be repeated
+            except TimeoutError:
+                connection.close()
+                raise
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    self._give_back(connection)
+                else:
+                    connection.close()
+                raise
+            self._give_back(connection)
+            return frame
+
+    def open(self) -> SyncConnection:
+        """A connection of the caller's own, for a stream. Raises as :class:`SyncConnection`."""
+        connection = SyncConnection(self.path)
+        self.supervisor_id = (connection.protocol.hello or {}).get("supervisor")
+        return connection
+
+    def close(self) -> None:
+        """Hang up all idle connections."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _take(self) -> tuple[SyncConnection, bool]:
+        with self._lock:
+            if self._pid != os.getpid():
+                self._idle, self._pid = [], os.getpid()
+            if self._idle:
+                return self._idle.pop(), False
+        return self.open(), True
+
+    def _give_back(self, connection: SyncConnection) -> None:
+        with self._lock:
+            self._idle.append(connection)
+
+
+class AsyncConnection:
+    """One asyncio connection that carries any number of calls, and streams by session."""
+
+    def __init__(self) -> None:
+        self.hello: Header | None = None
+        self.on_notice: Callable[[Frame], None] = lambda _: None
+        self._channel: Channel | None = None
+        self._ids = itertools.count(1)
+        self._calls: dict[int, asyncio.Future[Frame]] = {}
+        self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @classmethod
+    async def open(cls, path: Path) -> AsyncConnection:
+        """Connect and greet. Raises :class:`NotRunning` and :class:`Refused`."""
+        self = cls()
+        try:
+            self._channel = await open_unix(path, self._on_frame, self._on_close)
+        except OSError as error:
+            raise _not_there(path, error) from None
+        self._channel.send({"kind": "hello", "protocol": PROTOCOL, "product": PRODUCT, "pid": os.getpid()})
+        try:
+            async with asyncio.timeout(HELLO_S):
+                await self._greeted
+        except (TimeoutError, ConnectionLost) as error:
+            self.close()
+            raise Refused(f"what listens at {str(path)!r} does not speak Athena's protocol ({error})") from None
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    @property
+    def is_open(self) -> bool:
+        return self._channel is not None and not self._channel.closed
+
+    async def call(self, op: str, header: Header, body: bytes, timeout_s: float | None) -> Frame:
+        """Ask and wait for the answer. Raises what was answered, :class:`ConnectionLost`, ``TimeoutError``."""
+        if self._channel is None or self._channel.closed:
+            raise ConnectionLost("the connection has ended")
+        request_id = next(self._ids)
+        future = self._calls[request_id] = asyncio.get_running_loop().create_future()
+        try:
+            self._channel.send({"kind": "request", "id": request_id, "op": op, **header}, body)
+            async with asyncio.timeout(timeout_s):
+                return outcome(await future)
+        finally:
+            del self._calls[request_id]
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._channel is not None:
+            self._channel.close()
+
+    def _on_frame(self, frame: Frame) -> None:
+        if self.hello is None:
+            self._on_hello(frame)
+        elif frame.kind == "reply":
+            future = self._calls.get(int(frame.header.get("id") or 0))
+            if future is not None and not future.done():
+                future.set_result(frame)
+        else:
+            self.on_notice(frame)
+
+    def _on_hello(self, frame: Frame) -> None:
+        if frame.kind != "hello":
+            raise Refused(f"what listens there is no Athena supervisor: it sent {frame.kind!r} first")
+        if frame.header.get("refused"):
+            raise from_wire(frame.json())
+        self.hello = frame.header
+        if not self._greeted.done():
+            self._greeted.set_result(None)
+
+    def _on_close(self, error: BaseException | None) -> None:
+        if not self._greeted.done():
+            lost = error if isinstance(error, Refused) else ConnectionLost(str(error or "closed"))
+            self._greeted.set_exception(lost)
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(ConnectionLost(str(error or "the supervisor closed the connection")))
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+
+def _connect(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.connect(str(path))
+    except OSError as error:
+        sock.close()
+        raise _not_there(path, error) from None
+    if _peer_uid(sock) != os.geteuid():
+        sock.close()
+        raise Refused(f"the socket {str(path)!r} belongs to another user; set ATHENA_SOCKET or ATHENA_HOME")
+    return sock
+
+
+def _peer_uid(sock: socket.socket) -> int:
+    _, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return int(uid)
+
+
+def _not_there(path: Path, error: OSError) -> Unavailable:
+    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+        return NotRunning(f"no supervisor listens at {str(path)!r}; start one with: athena-supervisor start")
+    return Unavailable(f"cannot connect to {str(path)!r}: {error.strerror}; check ATHENA_SOCKET and ATHENA_HOME")
+
+
+def call_timeout(op: str, timeout_s: float | None, message_id: str | None = None) -> CallTimeout:
+    """The error for a wait that has ended; the turn goes on."""
+    data = {} if message_id is None else {"message_id": message_id}
+    return CallTimeout(f"no answer to {op!r} within {timeout_s} s; a turn goes on without the wait", **data)

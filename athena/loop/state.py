@@ -1,0 +1,294 @@
+"""The fold: what a log says. Pure: events in, state out; no clock, no I/O.
+
+A first run and a recovery use this same fold: the runner applies each event after it recorded it, a new child applies the
+recorded ones. The state holds values only; what to do next is decided in :mod:`athena.loop.step`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from athena.events import Cursor, Event
+from athena.messages import Message, ToolCall, ToolResult, Usage
+
+NEUTRAL = frozenset({"in_doubt", "interrupted"})
+"""Result statuses that are no fault of the model: they neither count as a mistake nor as a success."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A message that was acknowledged and waits for its turn."""
+
+    message_id: str
+    text: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """That a message was accepted: the seq of that event, and what tells its text from another."""
+
+    seq: int
+    digest: str
+
+
+@dataclass(slots=True)
+class Call:
+    """A call of the running step. ``started`` means its intent is in the log; ``status`` is set with its result."""
+
+    call: ToolCall
+    position: int
+    started: bool = False
+    on_crash: str = "unsafe"
+    """As the intent recorded it, which is what held when the call began."""
+    key: str | None = None
+    status: str | None = None
+
+
+@dataclass(slots=True)
+class Turn:
+    """The open turn."""
+
+    id: str
+    message_id: str
+    started_at: str
+    options: dict[str, Any] = field(default_factory=dict)
+    steps: int = 0
+    """Model answers recorded so far."""
+    usage: Usage = field(default_factory=Usage)
+    mistakes: int = 0
+    """Consecutive steps whose calls all failed."""
+    tool_calls_made: int = 0
+    deaths: int = 0
+    """Deaths of the child in this turn that nobody asked for."""
+    interrupted: dict[str, Any] | None = None
+    text: str | None = None
+    model: str | None = None
+    calls: dict[str, Call] = field(default_factory=dict)
+    """Calls of the last answer, in the model's order."""
+    answered: bool = False
+    """The last answer had no calls: nothing is left but to end the turn."""
+
+    @property
+    def open_calls(self) -> list[Call]:
+        return [c for c in self.calls.values() if c.status is None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A finished turn: its ``turn_end`` data, and how many messages the history had then."""
+
+    turn: str
+    data: dict[str, Any]
+    message_count: int
+    at: str = ""
+
+
+@dataclass(slots=True)
+class SessionState:
+    """Everything a log says about its session."""
+
+    messages: list[Message] = field(default_factory=list)
+    queue: deque[Accepted] = field(default_factory=deque)
+    turn: Turn | None = None
+    ended: dict[str, Ended] = field(default_factory=dict)
+    """By message id."""
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    """Of every message id that was ever accepted."""
+    cancelled: set[str] = field(default_factory=set)
+    usage: Usage = field(default_factory=Usage)
+    options: dict[str, Any] = field(default_factory=dict)
+    """What was recorded of the session's options: never a grant, never a key."""
+    turns: int = 0
+    cursor: Cursor = field(default_factory=lambda: Cursor(0))
+    events: int = 0
+
+    def apply(self, event: Event) -> None:
+        """Fold one more event in. Kinds this release doesn't know change nothing."""
+        self.cursor = event.cursor
+        self.events += 1
+        handler = _FOLD.get(event.event)
+        if handler is not None:
+            handler(self, event)
+
+
+def digest(text: str) -> str:
+    """What tells a resent message from another one under the same id, without keeping every text in memory."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def fold(events: Any) -> SessionState:
+    """The state after ``events`` (any iterable of :class:`Event`)."""
+    state = SessionState()
+    for event in events:
+        state.apply(event)
+    return state
+
+
+def duration_ms(started_at: str, ended_at: str) -> int:
+    """Milliseconds between two event times; 0 if the clock went back."""
+    start, end = datetime.fromisoformat(started_at), datetime.fromisoformat(ended_at)
+    return max(0, round((end - start).total_seconds() * 1000))
+
+
+# --- one function for each kind ------------------------------------------------------------------------------------
+
+
+def _session(state: SessionState, event: Event) -> None:
+    state.options.update(event.data.get("options") or {})
+    for message in event.data.get("messages") or ():
+        state.messages.append(Message.from_map(message))
+
+
+def _accepted(state: SessionState, event: Event) -> None:
+    data = event.data
+    state.queue.append(Accepted(data["message_id"], data["text"], data.get("options") or {}))
+    state.receipts[data["message_id"]] = Receipt(event.seq, digest(data["text"]))
+
+
+def _cancelled(state: SessionState, event: Event) -> None:
+    gone = set(event.data.get("message_ids") or ())
+    state.queue = deque(m for m in state.queue if m.message_id not in gone)
+    state.cancelled |= gone
+
+
+def _turn_start(state: SessionState, event: Event) -> None:
+    message_id = event.data["message_id"]
+    options: dict[str, Any] = {}
+    for accepted in state.queue:
+        if accepted.message_id == message_id:
+            options = accepted.options
+            state.queue.remove(accepted)
+            break
+    state.turns += 1
+    state.turn = Turn(id=event.turn or f"t{state.turns}", message_id=message_id, started_at=event.ts, options=options)
+
+
+def _message(state: SessionState, event: Event) -> None:
+    if "message" in event.data:
+        state.messages.append(Message.from_map(event.data["message"]))
+
+
+def _assistant(state: SessionState, event: Event) -> None:
+    if "message" not in event.data:
+        return
+    message = Message.from_map(event.data["message"])
+    state.messages.append(message)
+    usage = Usage.from_map(event.data.get("usage"))
+    state.usage += usage
+    turn = state.turn
+    if turn is None:  # a log of ExAthena, or one that lost lines: the conversation still counts
+        return
+    turn.steps += 1
+    turn.usage += usage
+    turn.model = event.data.get("model") or turn.model
+    turn.text = message.text if message.text.strip() else turn.text
+    at = len(state.messages)
+    turn.calls = {c.id: Call(c, at + i) for i, c in enumerate(message.tool_calls)}
+    turn.answered = not message.tool_calls
+
+
+def _tool_call(state: SessionState, event: Event) -> None:
+    call = state.turn.calls.get(str(event.data.get("id"))) if state.turn else None
+    if call is not None:
+        call.started = True
+        call.key = event.data.get("key")
+        call.on_crash = event.data.get("on_crash") or "unsafe"
+
+
+def _tool_result(state: SessionState, event: Event) -> None:
+    if "message" not in event.data:
+        return
+    message = Message.from_map(event.data["message"])
+    turn = state.turn
+    call = turn.calls.get(message.tool_results[0].tool_call_id) if turn and message.tool_results else None
+    if turn is None or call is None:
+        state.messages.append(message)
+        return
+    if call.status is not None:  # each call has exactly one result; a second one changes nothing
+        return
+    call.status = event.data.get("status") or ("error" if message.tool_results[0].is_error else "ok")
+    # Results are recorded as they finish and read back in the order of the calls: a provider wants them so.
+    before = sum(1 for c in turn.calls.values() if c.status is not None and c is not call and c.position < call.position)
+    base = next(iter(turn.calls.values())).position
+    state.messages.insert(base + before, message)
+    turn.tool_calls_made += 1
+    if not turn.open_calls:
+        _count_mistake(turn)
+
+
+def _count_mistake(turn: Turn) -> None:
+    statuses = [c.status for c in turn.calls.values() if c.status not in NEUTRAL]
+    if "ok" in statuses:
+        turn.mistakes = 0
+    elif statuses:
+        turn.mistakes += 1
+
+
+def _turn_resumed(state: SessionState, event: Event) -> None:
+    if state.turn is not None and event.data.get("counted"):
+        state.turn.deaths += 1
+
+
+def _interrupted(state: SessionState, event: Event) -> None:
+    if state.turn is not None and (event.turn is None or event.turn == state.turn.id):
+        state.turn.interrupted = event.data
+
+
+def _turn_end(state: SessionState, event: Event) -> None:
+    turn = state.turn
+    message_id = event.data.get("message_id") or (turn.message_id if turn else "")
+    state.ended[message_id] = Ended(event.turn or "", event.data, len(state.messages), event.ts)
+    state.turn = None
+
+
+_FOLD: dict[str, Callable[[SessionState, Event], None]] = {
+    "session_start": _session,
+    "session_resume": _session,
+    "message_accepted": _accepted,
+    "message_cancelled": _cancelled,
+    "turn_start": _turn_start,
+    "user_message": _message,
+    "system_message": _message,
+    "assistant_message": _assistant,
+    "tool_call": _tool_call,
+    "tool_result": _tool_result,
+    "turn_resumed": _turn_resumed,
+    "interrupted": _interrupted,
+    "turn_end": _turn_end,
+}
+
+
+# --- views -----------------------------------------------------------------------------------------------------------
+
+UNANSWERED = "No result was recorded for this call; its outcome is unknown."
+
+
+def closed_messages(messages: list[Message]) -> list[Message]:
+    """``messages`` in which every call has exactly one result right after its answer, and no result lacks a call.
+
+    Our own logs are so already; a log of ExAthena (its halted turns) or one with bad lines may not be, and a strict
+    provider refuses those.
+    """
+    out: list[Message] = []
+    for index, message in enumerate(messages):
+        if message.role == "tool":
+            continue  # placed below its call
+        out.append(message)
+        if not message.tool_calls:
+            continue
+        found: dict[str, ToolResult] = {}
+        for later in messages[index + 1 :]:
+            if later.role == "assistant":
+                break
+            for result in later.tool_results:
+                found.setdefault(result.tool_call_id, result)
+        for call in message.tool_calls:
+            result = found.get(call.id) or ToolResult(call.id, UNANSWERED, is_error=True)
+            out.append(Message("tool", tool_results=(result,)))
+    return out

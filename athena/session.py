@@ -1,0 +1,496 @@
+"""The blocking client of a session (design: what users write). Its asyncio twin is :mod:`athena.async_session`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+from athena import session_calls as calls
+from athena.client import ConnectionLost, SyncConnection, call_timeout
+from athena.errors import (
+    AlreadyStarted,
+    AthenaError,
+    NoProcess,
+    NotFound,
+    NotRunning,
+    Reason,
+    Unavailable,
+    Unresponsive,
+)
+from athena.events import Cursor, Event, new_uuid
+from athena.loop.result import Result
+from athena.messages import Message, Usage
+from athena.pid import Pid
+from athena.session_calls import Call, Identity, StartOptions
+from athena.stored import resume as resume_stored
+from athena.stream import Item, StreamDelta, Subscriber
+from athena.supervisors import RECONNECT_S, Target, resolve
+from athena.wire import Frame, dumps
+
+T = TypeVar("T")
+
+ANSWER_S = 10.0
+"""How long a call that the supervisor answers itself waits before the supervisor counts as unresponsive."""
+
+RETRY_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """A monitored process has ended. ``reason`` is why; ``noproc`` if it was gone before, ``noconnection`` if the
+    supervisor was lost."""
+
+    ref: int
+    target: str | int
+    pid: Pid | None
+    reason: Reason
+
+
+class Session:
+    """A handle on a supervised session. Thread-safe: while one thread waits in ``send_message``, others may call.
+
+    Make one with :meth:`start_link`, :meth:`start` or :meth:`attach`. As a context manager it stops the session.
+    """
+
+    def __init__(self, target: Target, identity: Identity, options: StartOptions | None = None) -> None:
+        self._target = target
+        self._identity = identity
+        self._options = options
+        self._supervisor_id = target.pool.supervisor_id
+
+    # --- getting one
+
+    @classmethod
+    def start_link(cls, *, supervisor: str | Path | Target | None = None, **options: Any) -> Session:
+        """Start a session linked to this program: when the program goes away, the session is shut down; its log stays.
+
+        ``options``: every option of :mod:`athena.loop.options`, and ``name``, ``session_id``, ``store`` (``"jsonl"``),
+        ``store_options``, ``root``, ``restart`` (``"transient"``), ``max_restarts`` (3), ``max_seconds`` (5), ``shutdown``
+        (5.0 s), ``start_timeout`` (30 s), ``hang_timeout`` (30 s). Returns when the child is ready; an existing
+        ``session_id`` continues its log.
+
+        Raises :class:`~athena.errors.InvalidOption` (names the option and what is legal),
+        :class:`~athena.errors.AlreadyStarted`, :class:`~athena.errors.StartError`, :class:`~athena.errors.LogLocked`,
+        :class:`~athena.errors.Unavailable`. After an error nothing is left behind.
+        """
+        return cls._start(supervisor, options, link=True)
+
+    @classmethod
+    def start(cls, *, supervisor: str | Path | Target | None = None, **options: Any) -> Session:
+        """As :meth:`start_link`, but the session lives on in its supervisor when this program ends."""
+        return cls._start(supervisor, options, link=False)
+
+    @classmethod
+    def _start(cls, supervisor: str | Path | Target | None, options: dict[str, Any], *, link: bool) -> Session:
+        checked = calls.start_options(options, link=link)
+        target = resolve(supervisor)
+        identity = _perform(target, calls.start(checked), _start_limit(options))
+        return cls(target, identity, checked)
+
+    @classmethod
+    def attach(cls, target: str | int | Pid, *, supervisor: str | Path | Target | None = None) -> Session:
+        """A handle on a live session by name, id or pid. Nothing is created.
+
+        Raises :class:`~athena.errors.NoProcess` for a pid that is no live session's, :class:`~athena.errors.NotFound` for
+        a name or id that no live session has, :class:`~athena.errors.Unavailable` if there is no supervisor.
+        """
+        at = resolve(supervisor, create=False)
+        return cls(at, _perform(at, calls.attach(target), ANSWER_S))
+
+    @staticmethod
+    def whereis(name: str, *, supervisor: str | Path | Target | None = None) -> Pid | None:
+        """The pid of the session with this name or id, or ``None``, also without a supervisor."""
+        try:
+            return _perform(resolve(supervisor, create=False), calls.whereis(name), ANSWER_S)
+        except NotRunning:
+            return None
+
+    @staticmethod
+    def list(*, supervisor: str | Path | Target | None = None) -> list[dict[str, Any]]:
+        """Rows of live, failed and stored sessions, each with ``session_id``, ``name``, ``state``, ``pid`` and more."""
+        from athena.stored import stored_rows
+
+        try:
+            return _perform(resolve(supervisor, create=False), calls.list_sessions(), ANSWER_S)
+        except NotRunning:
+            return stored_rows()
+
+    @staticmethod
+    def resume(
+        session_id: str,
+        store: str = "jsonl",
+        as_: Literal["messages", "state", "map"] = "messages",
+        replay_last_user_turn: bool = False,
+        *,
+        root: str | Path | None = None,
+        store_options: dict[str, Any] | None = None,
+    ) -> Any:
+        """Rebuild a session's history from a store; needs no process. See :func:`athena.stored.resume`."""
+        return resume_stored(
+            session_id, store, as_, replay_last_user_turn, root=root, store_options=store_options
+        )
+
+    # --- what it is
+
+    @property
+    def session_id(self) -> str:
+        """Stable over restarts, and the name of the log."""
+        return self._identity.session_id
+
+    @property
+    def name(self) -> str | None:
+        """The registered name, if it has one."""
+        return self._identity.name
+
+    @property
+    def pid(self) -> Pid | None:
+        """The pid of the process that runs it now; ``None`` while there is none."""
+        return self._do(calls.whereis(self.session_id))
+
+    def __repr__(self) -> str:
+        return f"<Session {self.name or self.session_id}>"
+
+    # --- talking
+
+    def send_message(
+        self, text: str, *, message_id: str | None = None, timeout: float | None = None, **loop_options: Any
+    ) -> Result:
+        """Send a message and wait for its turn to end. Restarts of the child are part of the wait.
+
+        The same ``message_id`` twice is one turn and one answer. ``timeout`` (seconds) ends the wait, not the turn.
+        ``loop_options`` hold for this turn. Provider failures, caps and interrupts return a :class:`Result` with that
+        finish reason.
+
+        Raises :class:`~athena.errors.CallTimeout` (with the ``message_id``), :class:`~athena.errors.Busy`,
+        :class:`~athena.errors.MessageIdConflict`, :class:`~athena.errors.SessionFailed`,
+        :class:`~athena.errors.SessionStopped`, :class:`~athena.errors.NoProcess`, :class:`~athena.errors.Unavailable`.
+        """
+        call = calls.send(self.session_id, text, message_id or new_uuid(), loop_options, wait=True)
+        answer: Result = self._do(call, timeout)
+        return answer
+
+    def submit(self, text: str, *, message_id: str | None = None, **loop_options: Any) -> Turn:
+        """Hand a message over; returns when it is accepted, which means on disk. Raises as :meth:`send_message`."""
+        message_id = message_id or new_uuid()
+        answer = self._do(calls.send(self.session_id, text, message_id, loop_options, wait=False))
+        return Turn(self, message_id, int(answer["seq"]))
+
+    def stream(self, text: str, *, message_id: str | None = None, **loop_options: Any) -> Iterator[Item | Result]:
+        """Send a message and iterate its turn's deltas and events; the last item is the :class:`Result`."""
+        turn = self.submit(text, message_id=message_id, **loop_options)
+        yield from turn.events()
+        yield turn.result()
+
+    def interrupt(self, *, clear_queue: bool = False) -> bool:
+        """End the running turn, its tools' processes included, within about 2 s. ``False`` if none runs.
+
+        Queued messages keep their turns unless ``clear_queue``. A child that does not manage it is killed, and its next
+        life records the interrupt.
+        """
+        return self._do(calls.interrupt(self.session_id, clear_queue=clear_queue))
+
+    # --- looking
+
+    def messages(self) -> list[Message]:
+        """The history so far; answered during a turn too, from the log if the child is silent for 150 ms."""
+        return self._do(calls.messages(self.session_id), ANSWER_S)
+
+    def status(self) -> dict[str, Any]:
+        """``state``, ``pid``, ``incarnation``, ``restarts_in_window``, ``last_reason``, ``turn``, ``queue``,
+        ``memory_bytes``, ``cpu_s``, ``damage`` found in the log, and more. Answered while the child is frozen."""
+        return self._do(calls.status(self.session_id), ANSWER_S)
+
+    def usage(self) -> Usage:
+        """Tokens and cost of the whole session."""
+        return self._do(calls.usage(self.session_id), ANSWER_S)
+
+    def queue(self) -> list[dict[str, str]]:
+        """The messages that wait behind the running turn: ``message_id`` and ``text``."""
+        return self._do(calls.queue(self.session_id), ANSWER_S)
+
+    def events(self, after: int | Event | Cursor | None = None, *, deltas: bool = True) -> EventStream:
+        """Iterate events and deltas, over reconnects without a gap or a double, until the session is stopped.
+
+        ``after``: ``None`` from now on, with the partial text so far; 0 from the start; an event or cursor: after it.
+        """
+        return EventStream(self, Subscriber(after, deltas=deltas))
+
+    def monitor(self) -> Monitor:
+        """Watch the process that runs the session now. Its :class:`Down` comes exactly once."""
+        return Monitor(self._target, self.session_id)
+
+    # --- ending
+
+    def stop(self, reason: Reason = "normal", timeout: float | None = None) -> None:
+        """Stop the session: polite, then firm after its ``shutdown`` time (or ``timeout`` seconds). Twice is a no-op."""
+        try:
+            _perform(self._target, calls.stop(self.session_id, reason, timeout), None)
+        except (ConnectionLost, NotRunning):
+            pass  # the supervisor is gone, and with it the process
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    # --- the way to the supervisor and back
+
+    def _do(self, call: Call[T], timeout: float | None = None) -> T:
+        """Perform a call; over the loss of the supervisor too, if it comes back in time."""
+        recovery = Recovery(self._target, self._options, self._supervisor_id)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                answer = _perform(self._target, call, None if deadline is None else max(0.001, deadline - time.monotonic()))
+            except (ConnectionLost, NotRunning) as error:
+                recovery.lost(error)
+                self._sleep(deadline, call, timeout)
+            except NotFound as error:
+                if not recovery.was_replaced():
+                    raise _gone(error, self.session_id) from None
+            else:
+                self._supervisor_id = self._target.pool.supervisor_id
+                return answer
+            recovery.try_again()
+
+    @staticmethod
+    def _sleep(deadline: float | None, call: Call[Any], timeout: float | None) -> None:
+        if deadline is not None and time.monotonic() >= deadline:
+            raise call_timeout(call.op, timeout, call.message_id)
+        time.sleep(RETRY_S)
+
+
+class Recovery:
+    """What a call does when its supervisor is lost: wait for it, or start it; then present the start options again."""
+
+    def __init__(self, target: Target, options: StartOptions | None, supervisor_id: str | None) -> None:
+        self._target = target
+        self._options = options
+        self._supervisor_id = supervisor_id
+        self._until: float | None = None
+        self._error: Exception | None = None
+
+    def lost(self, error: Exception) -> None:
+        """The connection is gone. Raises :class:`Unavailable` when that has lasted too long."""
+        now = time.monotonic()
+        self._until = self._until or now + RECONNECT_S
+        if now > self._until:
+            raise Unavailable(f"the supervisor was lost and did not come back within {RECONNECT_S} s ({error})") from None
+
+    def was_replaced(self) -> bool:
+        """Whether another supervisor answers now than the one that knew the session."""
+        return self._target.pool.supervisor_id != self._supervisor_id
+
+    def try_again(self) -> None:
+        """Bring the supervisor back if it is ours to start, and the session if this handle started it."""
+        try:
+            self._target.ensure()
+            if not self._target.answers() or not self.was_replaced():
+                return
+            if self._options is None:
+                raise Unavailable("the session's supervisor was replaced; start the session again to continue its log")
+            _perform(self._target, calls.start(self._options.again()), None)
+        except AlreadyStarted:
+            pass  # another call, or another handle, was faster
+        except (ConnectionLost, NotRunning):
+            return
+        self._supervisor_id = self._target.pool.supervisor_id
+
+
+class Turn:
+    """An accepted message and its turn."""
+
+    def __init__(self, session: Session, message_id: str, seq: int) -> None:
+        self.message_id = message_id
+        self._session = session
+        self._seq = seq
+
+    def __repr__(self) -> str:
+        return f"<Turn {self.message_id} of {self._session!r}>"
+
+    def result(self, timeout: float | None = None) -> Result:
+        """Wait for the end of the turn. Raises :class:`~athena.errors.CallTimeout`, :class:`~athena.errors.Cancelled`."""
+        return self._session._do(calls.result(self._session.session_id, self.message_id), timeout)
+
+    def events(self) -> Iterator[Item]:
+        """This turn's events and deltas, from its start to its ``turn_end``."""
+        with self._session.events(self._seq) as stream:
+            yield from one_turn(stream, self.message_id)
+
+    def cancel(self) -> bool:
+        """Take the message back while it is queued. ``False`` if its turn began already."""
+        return self._session._do(calls.cancel(self._session.session_id, self.message_id))
+
+
+def one_turn(stream: Iterator[Item], message_id: str) -> Iterator[Item]:
+    """The items of the turn of ``message_id``, until it ends or is cancelled."""
+    follow = TurnFilter(message_id)
+    for item in stream:
+        if follow.wants(item):
+            yield item
+        if follow.is_over:
+            return
+
+
+class TurnFilter:
+    """Tells which items of a session's stream belong to one message's turn."""
+
+    def __init__(self, message_id: str) -> None:
+        self._message_id = message_id
+        self._turn: str | None = None
+        self.is_over = False
+
+    def wants(self, item: Item) -> bool:
+        """Whether ``item`` is of the turn; sees its start and end on the way."""
+        if isinstance(item, StreamDelta):
+            return self._turn is not None and item.turn == self._turn
+        if item.event == "turn_start" and item.data.get("message_id") == self._message_id:
+            self._turn = item.turn
+        if item.event == "message_cancelled" and self._message_id in item.data.get("message_ids", ()):
+            self.is_over = True
+        if self._turn is None or item.turn != self._turn:
+            return False
+        self.is_over = self.is_over or item.event == "turn_end"
+        return True
+
+
+class EventStream:
+    """An iterator of events and deltas. Subscribed from the moment it is made; close it, or use it in ``with``."""
+
+    def __init__(self, session: Session, subscriber: Subscriber) -> None:
+        self._session = session
+        self._subscriber = subscriber
+        self._items: list[Item] = []
+        self._connection: SyncConnection | None = None
+        self._subscribe()
+
+    def __iter__(self) -> EventStream:
+        return self
+
+    def __next__(self) -> Item:
+        item = self.next()
+        if item is None:
+            raise StopIteration
+        return item
+
+    def next(self, timeout: float | None = None) -> Item | None:
+        """The next item; ``None`` after the session's end. Raises :class:`~athena.errors.CallTimeout`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._items:
+            if self._subscriber.is_ended or self._connection is None:
+                return None
+            try:
+                frame = self._connection.next_frame(deadline)
+            except TimeoutError:
+                raise call_timeout("events", timeout) from None
+            except ConnectionLost:
+                self._connection.close()
+                self._subscribe()
+                continue
+            self._items = self._subscriber.feed(frame)
+        return self._items.pop(0)
+
+    def close(self) -> None:
+        """Leave the stream."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def __enter__(self) -> EventStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _subscribe(self) -> None:
+        session = self._session
+        recovery = Recovery(session._target, session._options, session._supervisor_id)
+        while True:
+            try:
+                self._connection = connection = session._target.pool.open()
+                answer = connection.call(
+                    "subscribe", {"session": session.session_id}, dumps(self._subscriber.request_body()), ANSWER_S
+                )
+                self._subscriber.subscribed(answer.json())
+                return
+            except (ConnectionLost, NotRunning, TimeoutError) as error:
+                recovery.lost(error)
+                time.sleep(RETRY_S)
+            except NotFound as error:
+                if not recovery.was_replaced():
+                    raise _gone(error, session.session_id) from None
+            recovery.try_again()
+
+
+class Monitor:
+    """A one-way watch on one process. Delivers exactly one :class:`Down`."""
+
+    def __init__(self, target: Target, watched: str | int) -> None:
+        self._target = watched
+        self._connection = target.pool.open()
+        answer = self._connection.call(**_call_args(calls.monitor(watched)))
+        value = answer.json()
+        self.ref = int(value["ref"])
+        self.pid = Pid.from_map(value["pid"])
+        self._down: Down | None = None
+        if value["reason"] is not None:
+            self._down = Down(self.ref, watched, None, value["reason"])
+        self._is_over = False
+
+    def wait(self, timeout: float | None = None) -> Down | None:
+        """Wait for the :class:`Down`; ``None`` once it was delivered or after :meth:`demonitor`.
+
+        Raises :class:`~athena.errors.CallTimeout`.
+        """
+        if self._is_over:
+            return None
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._down is None:
+            try:
+                frame = self._connection.next_frame(deadline)
+            except TimeoutError:
+                raise call_timeout("monitor", timeout) from None
+            except ConnectionLost:
+                self._down = Down(self.ref, self._target, self.pid, "noconnection")
+                break
+            if frame.kind == "down" and frame.header["ref"] == self.ref:
+                self._down = Down(self.ref, self._target, self.pid, frame.header["reason"])
+        down = self._down
+        self.demonitor()
+        return down
+
+    def demonitor(self) -> None:
+        """Stop watching; no :class:`Down` is delivered after this. Twice is a no-op."""
+        self._is_over = True
+        self._connection.close()
+
+
+def _call_args(call: Call[Any]) -> dict[str, Any]:
+    return {"op": call.op, "header": call.header, "body": call.body, "timeout_s": ANSWER_S}
+
+
+def _perform(target: Target, call: Call[T], timeout: float | None) -> T:
+    """One call, once. Raises what was answered, :class:`ConnectionLost`, or the timeout in Athena's words."""
+    try:
+        frame: Frame = target.pool.call(call.op, call.header, call.body, timeout)
+    except TimeoutError as error:
+        if isinstance(error, AthenaError):
+            raise
+        if call.message_id is None and timeout == ANSWER_S:
+            raise Unresponsive(f"the supervisor at {str(target.path)!r} does not answer; is it stopped?") from None
+        raise call_timeout(call.op, timeout, call.message_id) from None
+    return call.read(frame)
+
+
+def _gone(error: NotFound, session_id: str) -> NoProcess:
+    return NoProcess(f"session {session_id!r} has no process any more; start it again under its id to go on", target=session_id)
+
+
+def _start_limit(options: dict[str, Any]) -> float | None:
+    limit = options.get("start_timeout", 30.0)
+    return float(limit) + 15.0 if isinstance(limit, int | float) else None

@@ -1,0 +1,285 @@
+"""What each method of a session asks and how its answer reads, without I/O: the sync and the async shell share these."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import orjson
+
+from athena import events
+from athena.config import default_paths
+from athena.errors import InvalidOption
+from athena.events import check_session_id, new_session_id
+from athena.loop.options import parse_options, parse_turn_options, refuse_unknown
+from athena.loop.result import Result
+from athena.loop.state import SessionState, fold
+from athena.messages import Message, Usage, clean_text
+from athena.pid import Pid
+from athena.wire import Frame, Header, dumps
+
+T = TypeVar("T")
+
+SPEC_FIELDS = frozenset({"restart", "max_restarts", "max_seconds", "shutdown", "start_timeout", "hang_timeout"})
+SESSION_FIELDS = frozenset({"name", "session_id", "store", "store_options", "root"}) | SPEC_FIELDS
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One operation: what goes out, how the answer reads."""
+
+    op: str
+    header: Header
+    body: bytes
+    read: Callable[[Frame], T]
+    message_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What names a session. ``pid`` is that of the moment it was asked."""
+
+    session_id: str
+    name: str | None
+    pid: Pid | None
+    state: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StartOptions:
+    """A checked start request. Held in memory, with its grants, by the handle that made it."""
+
+    session_id: str
+    spec: dict[str, Any]
+    body: bytes = field(repr=False)
+    store: str = "jsonl"
+
+    def again(self) -> StartOptions:
+        """The request for a session that ran already: its first messages are in the log."""
+        init = orjson.loads(self.body)
+        init["options"].pop("messages", None)
+        return replace(self, body=dumps(init))
+
+
+def start_options(given: dict[str, Any], *, link: bool) -> StartOptions:
+    """Check everything that can be checked here. Raises the error that names the option."""
+    session = {k: v for k, v in given.items() if k in SESSION_FIELDS}
+    options = {k: v for k, v in given.items() if k not in SESSION_FIELDS}
+    session_id = check_session_id(session.pop("session_id", None) or new_session_id())
+    store_options = session.pop("store_options", None)
+    store = session.setdefault("store", "jsonl")
+    if not isinstance(store, str):
+        raise InvalidOption(
+            f"option 'store' got {store!r}: expected 'jsonl', 'in_memory' or 'package.module:Class'",
+            option="store",
+            value=repr(store),
+            expected="'jsonl' | 'in_memory' | 'package.module:Class'",
+        )
+    root = str(Path(session.get("root") or default_paths().sessions).absolute())
+    session["root"] = root
+    options.setdefault("cwd", os.getcwd())
+    if isinstance(options["cwd"], Path):
+        options["cwd"] = str(options["cwd"])
+    if isinstance(options["cwd"], str):
+        options["cwd"] = os.path.abspath(options["cwd"])
+    if "messages" in options:
+        options["messages"] = [m.to_map() if isinstance(m, Message) else m for m in options["messages"]]
+    check_given(options)
+    init = {
+        "options": {k: v for k, v in options.items() if k not in ("env", "python_path")},
+        "env": options.get("env") if options.get("env") is not None else dict(os.environ),
+        "cwd": options["cwd"],
+        "python_path": options.get("python_path") or _import_path(),
+        "store": store,
+        "store_options": store_options,
+        "root": root if store == "jsonl" else session.get("root"),
+    }
+    spec = {**session, "session_id": session_id, "link": link}
+    return StartOptions(session_id, spec, dumps(_encodable(init)), store)
+
+
+def check_given(options: dict[str, Any]) -> None:
+    """Check the options that are given. A missing provider may be in the log of the session that is continued."""
+    refuse_unknown(options)
+    parse_options(options if "provider" in options else {"provider": "mock", **options})
+
+
+def _encodable(init: dict[str, Any]) -> dict[str, Any]:
+    # Environment variables are bytes: what is no UTF-8 cannot travel as JSON and is of no use to a tool's text either.
+    init["env"] = {clean_text(k): clean_text(v) for k, v in init["env"].items()}
+    return init
+
+
+def _import_path() -> list[str]:
+    """Where the caller imports its own code from: its directory and what is on its path outside the installation."""
+    prefixes = tuple({os.path.realpath(p) for p in (sys.prefix, sys.base_prefix)})
+    found = [os.getcwd()]
+    for entry in sys.path:
+        full = os.path.realpath(entry or ".")
+        if not any(full == p or full.startswith(p + os.sep) for p in prefixes):
+            found.append(full)
+    return list(dict.fromkeys(found))
+
+
+# --- calls ------------------------------------------------------------------------------------------------------------
+
+
+def start(options: StartOptions) -> Call[Identity]:
+    """Start the session; answered when it is ready."""
+    return Call("start", {"spec": options.spec}, options.body, _identity)
+
+
+def attach(target: str | int) -> Call[Identity]:
+    """Who has this name, id or pid."""
+    return Call("attach", _target(target), b"", _identity)
+
+
+def whereis(name: str) -> Call[Pid | None]:
+    """The pid under this name or id."""
+    return Call("whereis", _target(name), b"", lambda f: Pid.from_map(f.json()))
+
+
+def list_sessions() -> Call[list[dict[str, Any]]]:
+    """Rows of all sessions."""
+    return Call("list", {}, b"", lambda f: [_row(r) for r in f.json()["sessions"]])
+
+
+def send(session_id: str, text: str, message_id: str, options: dict[str, Any], *, wait: bool) -> Call[Any]:
+    """Hand a message over; with ``wait`` the answer is the turn's result, else its acceptance."""
+    if not isinstance(text, str):
+        raise InvalidOption(
+            f"the message got {text!r}: expected a string", option="text", value=repr(text)[:80], expected="a string"
+        )
+    if not isinstance(message_id, str) or not 1 <= len(message_id) <= 256:
+        raise InvalidOption(
+            f"message_id {message_id!r} is not legal: a string of 1 to 256 characters",
+            option="message_id",
+            value=repr(message_id)[:80],
+            expected="a string of 1 to 256 characters",
+        )
+    body = {"message_id": message_id, "text": clean_text(text), "wait": wait, "options": parse_turn_options(options)}
+    header = {"session": session_id, "message_id": message_id}
+    read: Callable[[Frame], Any] = _result if wait else (lambda f: f.json())
+    return Call("send", header, dumps(body), read, message_id)
+
+
+def result(session_id: str, message_id: str) -> Call[Result]:
+    """Wait for a turn's result."""
+    body = dumps({"message_id": message_id})
+    return Call("result", {"session": session_id, "message_id": message_id}, body, _result, message_id)
+
+
+def cancel(session_id: str, message_id: str) -> Call[bool]:
+    """Take a queued message back."""
+    body = dumps({"message_id": message_id})
+    return Call("cancel", {"session": session_id}, body, lambda f: bool(f.json()["cancelled"]))
+
+
+def interrupt(session_id: str, *, clear_queue: bool) -> Call[bool]:
+    """End the running turn."""
+    body = dumps({"clear_queue": clear_queue})
+    return Call("interrupt", {"session": session_id}, body, lambda f: bool(f.json()["interrupted"]))
+
+
+def messages(session_id: str) -> Call[list[Message]]:
+    """The history, from the child or, when it is silent, from the log."""
+
+    def read(frame: Frame) -> list[Message]:
+        if _is_log(frame):
+            return _folded(frame).messages
+        return [Message.from_map(m) for m in frame.json()]
+
+    return Call("messages", {"session": session_id}, b"", read)
+
+
+def usage(session_id: str) -> Call[Usage]:
+    """Tokens and cost of the whole session."""
+    return Call(
+        "usage",
+        {"session": session_id},
+        b"",
+        lambda f: _folded(f).usage if _is_log(f) else Usage.from_map(f.json()),
+    )
+
+
+def queue(session_id: str) -> Call[list[dict[str, str]]]:
+    """Messages that wait behind the running turn."""
+
+    def read(frame: Frame) -> list[dict[str, str]]:
+        if _is_log(frame):
+            return [{"message_id": m.message_id, "text": m.text} for m in _folded(frame).queue]
+        rows: list[dict[str, str]] = frame.json()
+        return rows
+
+    return Call("queue", {"session": session_id}, b"", read)
+
+
+def status(session_id: str) -> Call[dict[str, Any]]:
+    """What the supervisor knows of the session."""
+    return Call("status", {"session": session_id}, b"", lambda f: _row(f.json()))
+
+
+def stop(session_id: str, reason: Any, timeout: float | str | None) -> Call[bool]:
+    """Stop the session."""
+    return Call(
+        "stop", {"session": session_id}, dumps({"reason": reason, "timeout": timeout}), lambda f: bool(f.json()["stopped"])
+    )
+
+
+def monitor(target: str | int) -> Call[dict[str, Any]]:
+    """Watch the process."""
+    return Call("monitor", _target(target), b"", lambda f: dict(f.json()))
+
+
+def demonitor(reference: int) -> Call[bool]:
+    """Stop watching."""
+    return Call("demonitor", {}, dumps({"ref": reference}), lambda f: bool(f.json()["removed"]))
+
+
+def service(spec: dict[str, Any]) -> Call[dict[str, Any]]:
+    """The endpoint of a shared program."""
+    return Call("service", {}, dumps(spec), lambda f: dict(f.json()))
+
+
+# --- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _target(target: str | int) -> Header:
+    if isinstance(target, Pid):
+        return {"session": int(target), "serial": target.serial}
+    if isinstance(target, bool) or not isinstance(target, str | int):
+        raise InvalidOption(
+            f"{target!r} names no session: give a name, a session id or a pid",
+            option="target",
+            value=repr(target),
+            expected="str | int",
+        )
+    return {"session": target}
+
+
+def _identity(frame: Frame) -> Identity:
+    value = frame.json()
+    return Identity(value["session_id"], value["name"], Pid.from_map(value["pid"]), value.get("state", ""))
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "pid": Pid.from_map(row.get("pid"))}
+
+
+def _result(frame: Frame) -> Result:
+    return Result.from_map(frame.json())
+
+
+def _is_log(frame: Frame) -> bool:
+    return frame.header.get("source") == "log"
+
+
+def _folded(frame: Frame) -> SessionState:
+    lines = frame.body.split(b"\n") if frame.body else []
+    return fold(events.decode(line, index) for index, line in enumerate(lines, 1))
+
+

@@ -1,0 +1,161 @@
+"""From an ``init`` frame to a session that can begin: log, options, provider, tools, engine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from athena import providers, tools
+from athena.errors import InvalidOption, StoreError
+from athena.events import Event
+from athena.loop.options import Options, parse_options
+from athena.loop.state import SessionState
+from athena.providers.base import Delta, Provider, ProviderSettings
+from athena.recorder import Recorder
+from athena.runner import Runner
+from athena.stores import open_store
+from athena.stores.base import Log, Store
+from athena.stores.memory import MemoryStore
+from athena.wire import Header, dumps
+
+
+class Host(Protocol):
+    """What surrounds an engine: a child with its pipes, or nothing much for an in-process run."""
+
+    def publish(self, event: Event) -> None: ...
+
+    def delta(self, turn: str, step: int, attempt: int, offset: int, piece: Delta) -> None: ...
+
+    def degraded(self, what: str | None) -> None: ...
+
+    async def flushed(self) -> None: ...
+
+    async def preloaded(self, count: int) -> list[bytes]: ...
+
+    async def call(self, op: str, body: bytes) -> Any: ...
+
+
+@dataclass(slots=True)
+class SessionParts:
+    """A built session. ``damage`` is what opening the log found, as JSON, or ``None``."""
+
+    runner: Runner
+    provider: Provider
+    damage: dict[str, Any] | None
+
+
+async def build_session(header: Header, init: dict[str, Any], host: Host) -> SessionParts:
+    """Everything for one life of a session, its log locked and folded.
+
+    ``init``: ``options``, ``env``, ``cwd``, ``python_path``, ``store``, ``store_options``, ``root``. Raises any error of
+    :mod:`athena.errors` that says which option is wrong, or that the log is held by another process.
+    """
+    enter_environment(init)
+    session_id = str(header["session"])
+    store = await _store(header, init, host)
+    log = store.open(session_id)
+    try:
+        state = SessionState()
+        for event in log.read():
+            state.apply(event)
+        return await _assemble(session_id, state, log, init, host)
+    except BaseException:
+        log.close()
+        raise
+
+
+async def _assemble(session_id: str, state: SessionState, log: Log, init: dict[str, Any], host: Host) -> SessionParts:
+    given = init["options"]
+    if state.events and given.get("messages"):
+        raise InvalidOption(
+            f"option 'messages' cannot seed session {session_id!r}: its log already has {len(state.messages)} messages; "
+            "leave it out to continue the log",
+            option="messages",
+            value=f"{len(given['messages'])} messages",
+            expected="absent for an existing session_id",
+        )
+    options = merge_options(state.options, given)
+    env = init.get("env") or {}
+    available = tools.resolve(options.tools)
+    provider = await make_provider(options, env, host.call)
+    in_memory = init.get("store") == "in_memory"
+    recorder = Recorder(
+        log,
+        state,
+        durability="os" if in_memory else options.durability,
+        publish=host.publish,
+        flush=host.flushed if in_memory else None,
+        on_degraded=host.degraded,
+    )
+    runner = Runner(session_id, options, recorder, provider, available, host, env=env)
+    damage = asdict(log.damage) if log.damage.bad_lines or log.damage.torn_bytes else None
+    return SessionParts(runner, provider, damage)
+
+
+def merge_options(recorded: dict[str, Any], given: dict[str, Any]) -> Options:
+    """The options of this life: what the log remembers, overridden by what the caller says. Restrictions only add up."""
+    merged = {**recorded, **given}
+    denied = [*recorded.get("disallowed_tools", ()), *given.get("disallowed_tools", ())]
+    if denied:
+        merged["disallowed_tools"] = list(dict.fromkeys(denied))
+    return parse_options(merged)
+
+
+async def make_provider(options: Options, env: dict[str, str], call: Callable[[str, bytes], Any]) -> Provider:
+    """The session's provider. ``call`` asks the supervisor, for a provider whose server it keeps."""
+
+    async def ask_service(spec: dict[str, Any]) -> dict[str, Any]:
+        endpoint: dict[str, Any] = await call("service", dumps(spec))
+        return endpoint
+
+    extra: dict[str, Any] = {}
+    if options.mock is not None:
+        extra["mock"] = options.mock
+    if options.mock_loop:
+        extra["mock_loop"] = True
+    settings = ProviderSettings(
+        base_url=options.base_url,
+        api_key=options.api_key,
+        model=options.model,
+        timeouts=options.timeouts(),
+        extra_headers=options.extra_headers,
+        env=env,
+        options={**extra, "ask_service": ask_service},
+    )
+    return providers.create(options.provider, settings)
+
+
+async def _store(header: Header, init: dict[str, Any], host: Host) -> Store:
+    name = init.get("store") or "jsonl"
+    root = Path(init["root"]) if init.get("root") else None
+    store = open_store(name, root=root, options=init.get("store_options"))
+    if isinstance(store, MemoryStore):
+        store.preload(str(header["session"]), await host.preloaded(int(header.get("preload", 0))))
+    return store
+
+
+def enter_environment(init: dict[str, Any]) -> None:
+    """Make this process the caller's in environment, working directory and import path.
+
+    A session started from a service may name a directory that is gone by the time of a restart: that is an error for the
+    tools that use it, not for the session's start.
+    """
+    env = init.get("env")
+    if env is not None:
+        os.environ.clear()
+        os.environ.update(env)
+    for entry in reversed(init.get("python_path") or ()):
+        if entry not in sys.path:
+            sys.path.insert(0, entry)
+    cwd = init.get("cwd")
+    if cwd:
+        try:
+            os.chdir(cwd)
+        except OSError as error:
+            raise StoreError(
+                f"cannot enter the working directory {cwd!r}: {error.strerror}; give an existing cwd="
+            ) from None

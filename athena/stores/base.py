@@ -1,0 +1,85 @@
+"""What a store is: the append-only log of one session at a time, for one writer.
+
+Everything is synchronous: an append is a ``write(2)``, not a wait. ``sync`` may take milliseconds and runs in a thread.
+A custom store is a class with these methods, named ``"module:Class"`` and made with ``store_options``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from athena.events import Event
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What is wrong with a log: lines that are no events, and bytes of a torn last line that were moved to a file."""
+
+    bad_lines: int = 0
+    torn_bytes: int = 0
+    torn_file: str | None = None
+
+
+class Log(Protocol):
+    """One session's log, opened for writing: holds the lock until :meth:`close`."""
+
+    @property
+    def damage(self) -> Damage:
+        """What opening and reading found so far. Bad lines are complete after ``read()`` ran to its end: opening
+        looks at the end of a log only, so that it costs the same for a long log and a short one."""
+        ...
+
+    @property
+    def last_seq(self) -> int:
+        """The seq of the last event, 0 for none. The next event to append has the number after it."""
+        ...
+
+    def append(self, event: Event) -> None:
+        """Hand ``event.line`` to the kernel (or its equal): when this returns, no crash of this process loses it.
+
+        Raises :class:`athena.errors.DiskError` if it can't be written and :class:`athena.errors.StoreError` if
+        ``event.seq`` is not ``last_seq + 1`` or the log is closed; then the log is as it was before.
+        """
+        ...
+
+    def sync(self) -> None:
+        """Make every appended event survive a power cut. Blocks; may be called from another thread than append.
+
+        Raises :class:`athena.errors.DiskError`; the next sync then covers the same events again.
+        """
+        ...
+
+    def read(self, after: int = 0) -> Iterator[Event]:
+        """The events with ``seq > after``, in order."""
+        ...
+
+    def close(self) -> None:
+        """Give the lock back. Safe to call twice."""
+        ...
+
+
+class Store(Protocol):
+    """A place that holds logs by session id."""
+
+    def open(self, session_id: str) -> Log:
+        """Open for writing; made when it isn't there.
+
+        Raises :class:`athena.errors.LogLocked` if another process writes it, :class:`athena.errors.StoreError` if it
+        can't be made (names the path and the reason).
+        """
+        ...
+
+    def read(self, session_id: str, after: int = 0) -> Iterator[Event]:
+        """The events with ``seq > after`` without a lock; an unfinished last line is ignored; an unknown id has
+        none."""
+        ...
+
+    def tail(self, session_id: str, count: int) -> list[Event]:
+        """The last ``count`` events."""
+        ...
+
+    def list(self) -> list[str]:
+        """All session ids, sorted."""
+        ...

@@ -1,0 +1,107 @@
+"""What a subscriber sees, and how it stays gap-free over reconnects. Pure: frames in, items out.
+
+The server replays the log after the cursor and then goes live; this side drops what it has seen, keeps the cursor for the
+next connection, and turns partial text that is sent again into the part that was not seen yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from athena import events
+from athena.events import Cursor, Event
+from athena.wire import Frame
+
+
+@dataclass(frozen=True, slots=True)
+class StreamDelta:
+    """A piece of an answer that is being made. It is not recorded: the ``assistant_message`` event brings the whole.
+
+    ``attempt`` counts tries of this step's model call from 1; a new attempt voids the text before it. ``offset`` is where
+    ``text`` begins, in characters of this ``type`` in this attempt.
+    """
+
+    type: Literal["text", "thinking"]
+    text: str
+    turn: str
+    step: int
+    attempt: int
+    offset: int
+
+
+Item = Event | StreamDelta
+
+
+class Subscriber:
+    """One subscription over any number of connections.
+
+    ``after``: ``None`` for from now, 0 for everything, a seq, an :class:`Event` or a :class:`Cursor`.
+    """
+
+    def __init__(self, after: int | Event | Cursor | None, *, deltas: bool = True) -> None:
+        self._cursor = _cursor(after)
+        self._deltas = deltas
+        self._key: tuple[str, int, int] | None = None
+        self._seen: dict[str, int] = {}
+        self.is_ended = False
+        self.end_reason: Any = None
+        self.state: str | None = None
+
+    def request_body(self) -> dict[str, Any]:
+        """The arguments of ``subscribe``, from where this side is now."""
+        body: dict[str, Any] = {"deltas": self._deltas, "after": None}
+        if self._cursor is not None:
+            body["after"] = self._cursor.seq
+            body["uuid"] = self._cursor.uuid
+        return body
+
+    def subscribed(self, answer: dict[str, Any]) -> None:
+        """The server's answer: where the stream begins."""
+        self.state = answer.get("state")
+        if answer.get("reset") or self._cursor is None:
+            self._cursor = Cursor(int(answer["after"]))
+
+    def feed(self, frame: Frame) -> list[Item]:
+        """What ``frame`` brings that was not seen before."""
+        match frame.kind:
+            case "event":
+                return self._event(frame)
+            case "delta":
+                return self._delta(frame)
+            case "state":
+                self.state = str(frame.header.get("state"))
+            case "ended":
+                self.is_ended = True
+                self.end_reason = frame.header.get("reason")
+        return []
+
+    def _event(self, frame: Frame) -> list[Item]:
+        seq = int(frame.header["seq"])
+        if self._cursor is not None and seq <= self._cursor.seq:
+            return []
+        event = events.decode(frame.body, seq)
+        self._cursor = event.cursor
+        return [event]
+
+    def _delta(self, frame: Frame) -> list[Item]:
+        header = frame.header
+        key = (header["turn"], header["step"], header["attempt"])
+        if key != self._key:
+            self._key, self._seen = key, {}
+        kind, offset, text = header["type"], int(header["offset"]), frame.body.decode()
+        seen = self._seen.get(kind, 0)
+        fresh = text[max(0, seen - offset) :]
+        if not fresh:
+            return []
+        at = max(seen, offset)
+        self._seen[kind] = at + len(fresh)
+        return [StreamDelta(kind, fresh, *key, at)]
+
+
+def _cursor(after: int | Event | Cursor | None) -> Cursor | None:
+    if isinstance(after, Event):
+        return after.cursor
+    if isinstance(after, int):
+        return Cursor(after)
+    return after

@@ -1,0 +1,294 @@
+"""Which supervisor a client talks to, and how one is started.
+
+Chosen in this order (design 3): the explicit ``supervisor=``, ``ATHENA_SOCKET``, a supervisor that this program embeds
+already, a daemon that answers on the default socket, a new embedded one. An embedded supervisor follows this program by its
+pidfd and is started again, on the same directories, if it dies.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.metadata
+import json
+import os
+import secrets
+import select
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from athena.client import Pool, SyncConnection
+from athena.config import Paths, default_paths, default_socket, private_dir, socket_path
+from athena.environment import ROOT, scrubbed_environment
+from athena.errors import InvalidOption, NotRunning, Refused, Unavailable, from_wire
+
+START_S = 30.0
+"""How long a supervisor has to listen; it takes a tenth of a second on a quiet machine."""
+
+RECONNECT_S = 10.0
+"""How long a call waits for a lost supervisor to come back."""
+
+
+class Target:
+    """One supervisor as its clients know it: a socket, connections to it, and what to do when it is gone."""
+
+    can_start = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.pool = Pool(path)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    def ensure(self) -> None:
+        """Make sure that it runs, if this target can."""
+
+    def answers(self) -> bool:
+        """Whether a supervisor of ours listens there now. Raises :class:`Refused` if something else does."""
+        try:
+            SyncConnection(self.path).close()
+        except NotRunning:
+            return False
+        return True
+
+
+class DaemonTarget(Target):
+    """The user's daemon. ``autostart``: start it when it isn't there (the command line does)."""
+
+    def __init__(self, path: Path, *, autostart: bool = False) -> None:
+        super().__init__(path)
+        self.can_start = autostart
+
+    def ensure(self) -> None:
+        """Start the daemon if it is not running and this target may."""
+        if self.can_start and not self.answers():
+            start_daemon()
+
+
+class EmbeddedSupervisor(Target):
+    """A private supervisor for this program, started on first use. Pass it as ``supervisor=`` to share or separate."""
+
+    can_start = True
+
+    def __init__(self) -> None:
+        self._paths = default_paths()
+        name = f"embedded-{os.getpid()}-{secrets.token_hex(4)}"
+        self._runtime = self._paths.runtime / name
+        super().__init__(socket_path(self._runtime / "athena.sock"))
+        self._lock = threading.Lock()
+
+    def ensure(self) -> None:
+        """Start it, or start it again."""
+        with self._lock:
+            if not self.answers():
+                private_dir(self._paths.runtime)
+                paths = Paths(self._paths.state, self._runtime)
+                launch_supervisor(paths, self.path, "embedded", owner=os.getpid())
+
+    def stop(self, timeout: float = 20.0) -> None:
+        """Stop it with all its sessions, and return when nothing of it is left. A no-op if it doesn't run."""
+        self.pool.close()
+        stop_supervisor(self.path, timeout)
+        shutil.rmtree(self._runtime, ignore_errors=True)
+
+
+_embedded: tuple[int, EmbeddedSupervisor] | None = None
+_embedded_lock = threading.Lock()
+
+
+def embedded() -> EmbeddedSupervisor:
+    """This program's embedded supervisor; a forked program gets its own."""
+    global _embedded
+    with _embedded_lock:
+        if _embedded is None or _embedded[0] != os.getpid():
+            _embedded = (os.getpid(), EmbeddedSupervisor())
+            atexit.register(_remove_runtime, _embedded[1], os.getpid())
+        return _embedded[1]
+
+
+def _remove_runtime(supervisor: EmbeddedSupervisor, pid: int) -> None:
+    if pid == os.getpid():
+        supervisor.stop()
+
+
+def resolve(supervisor: str | Path | Target | None, *, create: bool = True) -> Target:
+    """The target for ``supervisor=``: ``"embedded"``, ``"daemon"``, a socket's path, a handle, or ``None`` to choose.
+
+    With ``create=False`` nothing is started. Raises :class:`InvalidOption` and :class:`NotRunning`.
+    """
+    target = _named(supervisor)
+    if create:
+        target.ensure()
+    return target
+
+
+def _named(supervisor: str | Path | Target | None) -> Target:
+    match supervisor:
+        case Target():
+            return supervisor
+        case "embedded":
+            return embedded()
+        case "daemon":
+            return _daemon(default_paths().socket)
+        case Path():
+            return _daemon(supervisor)
+        case str() if "/" in supervisor:
+            return _daemon(Path(supervisor))
+        case None:
+            return _chosen()
+        case _:
+            raise InvalidOption(
+                f"option 'supervisor' got {supervisor!r}: expected 'embedded', 'daemon', a socket's path or a handle",
+                option="supervisor",
+                value=repr(supervisor),
+                expected="'embedded' | 'daemon' | path | handle",
+            )
+
+
+def _chosen() -> Target:
+    if os.environ.get("ATHENA_SOCKET"):
+        return _daemon(default_socket())
+    if _embedded is not None and _embedded[0] == os.getpid():
+        return _embedded[1]
+    daemon = _daemon(default_paths().socket)
+    return daemon if daemon.answers() else embedded()
+
+
+_daemons: dict[Path, DaemonTarget] = {}
+
+
+def _daemon(path: Path) -> DaemonTarget:
+    return _daemons.setdefault(path, DaemonTarget(path))
+
+
+# --- starting and stopping processes ------------------------------------------------------------------------------------
+
+
+def start_daemon() -> dict[str, Any]:
+    """Start the user's daemon in the background. Returns its ready line. Raises :class:`Refused` if one runs already."""
+    paths = default_paths()
+    return launch_supervisor(paths, default_socket(), "daemon")
+
+
+def launch_supervisor(paths: Paths, socket: Path, mode: str, *, owner: int | None = None) -> dict[str, Any]:
+    """Start guard and supervisor, detached from this process, and wait until it listens.
+
+    Raises what the supervisor says is wrong, or :class:`Unavailable`.
+    """
+    check_import_name()
+    for directory in (paths.state, paths.runtime, paths.logs):
+        private_dir(directory)
+    ready_read, ready_write = os.pipe()
+    try:
+        with open(paths.logs / f"{mode}.out", "ab", opener=_private) as output:
+            guard = subprocess.Popen(
+                _command(paths, socket, mode, owner, ready_write),
+                env=scrubbed_environment(os.environ),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[ready_write],
+                cwd="/",
+                start_new_session=True,
+            )
+        os.close(ready_write)
+        ready_write = -1
+        guard.wait()  # it detaches: nothing of ours stays a child of the calling program
+        return _ready(ready_read, paths.logs / f"{mode}.out")
+    finally:
+        os.close(ready_read)
+        if ready_write >= 0:
+            os.close(ready_write)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _command(paths: Paths, socket: Path, mode: str, owner: int | None, ready_fd: int) -> list[str]:
+    guard = [sys.executable, "-I", "-S", str(ROOT / "supervisor" / "guard.py"), "--detach"]
+    guard += ["--socket", str(socket), "--fds", str(ready_fd), "--"]
+    supervisor = [sys.executable, "-P", "-m", "supervisor.daemon", "--mode", mode, "--socket", str(socket)]
+    supervisor += ["--state", str(paths.state), "--runtime", str(paths.runtime), "--ready-fd", str(ready_fd)]
+    if owner is not None:
+        supervisor += ["--owner", str(owner)]
+    if os.environ.get("ATHENA_LAUNCHER") == "plain":
+        supervisor.append("--plain-launcher")
+    return guard + supervisor
+
+
+def _ready(fd: int, output: Path) -> dict[str, Any]:
+    deadline = time.monotonic() + START_S
+    line = b""
+    while not line.endswith(b"\n"):
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not select.select([fd], [], [], left_s)[0]:
+            raise Unavailable(f"the supervisor did not start within {START_S} s; its output is in {output}")
+        data = os.read(fd, 65536)
+        if not data:
+            raise Unavailable(f"the supervisor ended while it started; its output is in {output}")
+        line += data
+    value: dict[str, Any] = json.loads(line)
+    if not value.get("ready"):
+        raise from_wire(value)
+    return value
+
+
+def stop_supervisor(path: Path, timeout: float) -> bool:
+    """Ask the supervisor at ``path`` to stop; return when it has and its guard has cleaned up. ``False``: none ran."""
+    try:
+        connection = SyncConnection(path)
+    except NotRunning:
+        return False
+    try:
+        guard = _parent_of(int((connection.protocol.hello or {}).get("pid", 0)))
+        connection.call("shutdown", {}, b"", timeout)
+    except Exception as error:
+        if not isinstance(error, TimeoutError) and type(error).__name__ != "ConnectionLost":
+            raise
+    finally:
+        connection.close()
+    if guard is not None and not _wait_gone(guard, timeout):
+        raise Unavailable(f"the supervisor at {str(path)!r} did not stop within {timeout} s")
+    return True
+
+
+def _parent_of(pid: int) -> int | None:
+    """A pidfd of the parent of ``pid``: the guard, which ends last."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            parent = int(file.read().rpartition(")")[2].split()[1])
+        return os.pidfd_open(parent) if parent > 1 else os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def _wait_gone(pidfd: int, timeout: float) -> bool:
+    try:
+        return bool(select.select([pidfd], [], [], timeout)[0])
+    finally:
+        os.close(pidfd)
+
+
+def check_import_name() -> None:
+    """Refuse to start beside the process manager from PyPI that is imported as ``supervisor`` too.
+
+    Both would be installed into the same folder, each over the other's files.
+    """
+    try:
+        version = importlib.metadata.version("supervisor")
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    mine = ROOT / "supervisor" / "daemon.py"
+    if version is not None:
+        raise Refused(
+            f"the package 'supervisor' {version} is installed in this environment and has the same import name as Athena's "
+            "supervisor; install one of them in another virtual environment, then reinstall athena-supervisor here"
+        )
+    if not mine.exists():
+        raise Refused(f"{str(mine)!r} is missing: reinstall athena-supervisor")

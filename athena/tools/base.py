@@ -1,0 +1,87 @@
+"""What a tool is: a name, a parameter model, how it may be repeated, and one async function.
+
+A tool is one file in this folder and one line in :mod:`athena.tools`. A tool never raises to the loop: a failure the
+model should see is :class:`ToolFailure` (raised inside ``run`` and caught in one place) or an error output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from athena.providers.base import ToolSpec
+
+OnCrash = Literal["safe", "keyed", "unsafe"]
+"""What a new child does with a started call: run it again, run it again with its recorded key, or report in doubt."""
+
+
+class Parameters(BaseModel):
+    """Base of the parameter models. Unknown arguments are ignored: models invent some, and the call is still clear."""
+
+    model_config = ConfigDict(extra="ignore", strict=False)
+
+
+class ToolFailure(Exception):
+    """A failure that the model sees as an error result. The text says what was wrong and what to do.
+
+    ``ui`` is what people see besides it: ``{"kind", "payload"}``.
+    """
+
+    def __init__(self, text: str, *, ui: dict[str, Any] | None = None) -> None:
+        super().__init__(text)
+        self.ui = ui
+
+
+class ToolTimeout(ToolFailure):
+    """The tool's own time limit ended the call; the text carries what there is so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolOutput:
+    """What a tool returns: text for the model, and maybe a payload for people."""
+
+    text: str
+    ui_kind: str | None = None
+    ui_payload: dict[str, Any] | None = None
+    is_error: bool = False
+
+
+@dataclass(slots=True)
+class ToolContext:
+    """What a tool may know of its session. ``env`` is the environment for processes it starts: no secrets in it."""
+
+    cwd: Path
+    session_id: str
+    call_id: str
+    phase: str = "default"
+    env: dict[str, str] = field(default_factory=dict)
+    key: str | None = None
+    """For ``keyed`` tools: the same over every repetition of this call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """One tool. ``read_only`` tools need no approval; ``parallel_safe`` ones may run beside each other."""
+
+    name: str
+    description: str
+    parameters: type[Parameters]
+    run: Callable[[Any, ToolContext], Coroutine[Any, Any, ToolOutput]]
+    read_only: bool = False
+    parallel_safe: bool = False
+    on_crash: OnCrash = "unsafe"
+    time_limit_s: Callable[[Any], float] | None = None
+    """For tools that keep a time limit of their own: what it is for these parameters. ``None``: the loop's limit."""
+
+    def spec(self) -> ToolSpec:
+        """The tool as the model sees it."""
+        schema = self.parameters.model_json_schema()
+        for ours in ("title", "description"):  # the class's name and docstring: not for the model
+            schema.pop(ours, None)
+        for prop in schema.get("properties", {}).values():
+            prop.pop("title", None)
+        return ToolSpec(self.name, self.description, schema)

@@ -1,0 +1,299 @@
+"""One supervisor: its parts put together, from its first line to its last.
+
+Run by the guard as ``python -m supervisor.daemon``, as the user's daemon or embedded for one calling program. It says once,
+on the ready descriptor, that it listens or why it cannot, as one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import gc
+import itertools
+import json
+import logging
+import logging.handlers
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from athena import proctree
+from athena.config import Paths, private_dir
+from athena.errors import AthenaError, Refused, to_wire
+from athena.wire import Frame, dumps
+from supervisor import commands
+from supervisor.core import State
+from supervisor.guard import watch_guard
+from supervisor.keeper import Keeper
+from supervisor.launcher import Launcher, PlainLauncher
+from supervisor.process import ProcessTable
+from supervisor.probe import Probe
+from supervisor.reaper import Reaper
+from supervisor.registry import Registry
+from supervisor.server import Connection, Server
+from supervisor.services import Services, ServiceSpec
+from supervisor.zygote_launcher import ZygoteLauncher
+
+logger = logging.getLogger(__name__)
+
+STOP_LIMIT_S = 8.0
+"""How long an ordered stop may take in all; what is left then is the guard's."""
+
+LOG_BYTES, LOG_FILES = 1024 * 1024, 2
+
+
+class Daemon:
+    """A running supervisor."""
+
+    def __init__(self, paths: Paths, socket_path: Path, mode: str, *, plain: bool = False) -> None:
+        self.paths = paths
+        self.paths_socket = socket_path
+        self.mode = mode
+        self.logs = paths.logs
+        self.supervisor_id = secrets.token_urlsafe(6)
+        self.started_at = time.monotonic()
+        self.registry = Registry()
+        self.table = ProcessTable()
+        self.launcher: Launcher = (
+            PlainLauncher(self.table) if plain else ZygoteLauncher(self.table, log_path=paths.logs / "zygote.log")
+        )
+        self.services = Services(self.launcher, paths.logs, self.new_cookie)
+        self.server = Server(
+            socket_path,
+            supervisor_id=self.supervisor_id,
+            mode=mode,
+            dispatch=lambda c, f: commands.dispatch(self, c, f),
+            on_closed=self._connection_closed,
+        )
+        self._serials = itertools.count(1)
+        self._references = itertools.count(1)
+        self._links: dict[int, _Owner] = {}
+        self._stopping: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- what keepers and commands need
+
+    def next_serial(self) -> int:
+        """A number no other incarnation under this supervisor ever had."""
+        return next(self._serials)
+
+    def next_reference(self) -> int:
+        """A monitor's reference."""
+        return next(self._references)
+
+    def new_cookie(self) -> str:
+        """What everything below one child carries in its environment."""
+        return secrets.token_urlsafe(18)
+
+    def service(self, keeper: Keeper, frame: Frame) -> None:
+        """A child asks for a shared program."""
+        self._track(self._answer_service(keeper, frame))
+
+    async def _answer_service(self, keeper: Keeper, frame: Frame) -> None:
+        try:
+            value = await self.services.endpoint(ServiceSpec.from_map(frame.json()))
+        except AthenaError as error:
+            keeper.answer_child(frame, dumps(to_wire(error)), ok=False)
+        else:
+            keeper.answer_child(frame, dumps(value))
+
+    async def start_session(self, keeper: Keeper, link: int | None) -> None:
+        """Register and start. A failed session of the same id gives way to its next start."""
+        if self._stopping.done():
+            raise Refused("the supervisor is stopping")
+        for old in {self.registry.by_id.get(keeper.session_id), self.registry.by_name.get(keeper.name or "")}:
+            if old is not None and old.core.state is State.FAILED and old.session_id == keeper.session_id:
+                await old.stop()
+        self.registry.add(keeper)
+        if link is not None:
+            self._link(keeper, link)
+        await keeper.start()
+
+    def removed(self, keeper: Keeper) -> None:
+        """A session is gone."""
+        for owner in self._links.values():
+            owner.keepers.discard(keeper)
+
+    def stop(self, why: str) -> None:
+        """Stop in order. Safe to call more than once."""
+        if not self._stopping.done():
+            logger.info("stopping why=%s", why)
+            self._stopping.set_result(why)
+
+    # --- links to client processes
+
+    def _link(self, keeper: Keeper, pid: int) -> None:
+        owner = self._links.get(pid)
+        if owner is None:
+            owner = self._links[pid] = _Owner(pid, lambda: self._owner_gone(pid))
+        owner.keepers.add(keeper)
+
+    def _owner_gone(self, pid: int) -> None:
+        for keeper in list(self._links.pop(pid).keepers):
+            self._track(keeper.stop("shutdown"))
+
+    def _connection_closed(self, connection: Connection) -> None:
+        for keeper in self.registry.by_id.values():
+            keeper.calls.drop_client(connection.channel)
+
+    # --- life
+
+    async def run(self, owner_pid: int | None, on_ready: Callable[[], None]) -> None:
+        """Serve until told to stop, the guard dies, or the owning program goes away."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
+        watch_guard(loop, lambda: self.stop("the guard died"), environ=os.environ)
+        if owner_pid is not None:
+            _Owner(owner_pid, lambda: self.stop("the owning program is gone"))
+        reaper = Reaper(self.table)
+        reaper.start()
+        probe = Probe(self.registry)
+        await self.server.start()
+        on_ready()
+        self._track(self.launcher.start())
+        probe.start()
+        gc.collect()
+        gc.freeze()
+        try:
+            await self._stopping
+        finally:
+            probe.close()
+            await self._stop_all()
+            reaper.close()
+
+    async def _stop_all(self) -> None:
+        self.server.stop_listening()
+        try:
+            async with asyncio.timeout(STOP_LIMIT_S):
+                await asyncio.gather(*(k.stop("shutdown") for k in list(self.registry.by_id.values())))
+                await self.services.stop()
+        except TimeoutError:
+            logger.error("some sessions did not stop in %s s; the guard kills them", STOP_LIMIT_S)
+        self.server.close()
+        try:
+            async with asyncio.timeout(STOP_LIMIT_S):
+                await self.launcher.close()
+        except TimeoutError:
+            logger.error("the launcher did not close")
+
+    def _track(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a task failed", exc_info=task.exception())
+
+
+class _Owner:
+    """A client process, watched by its pidfd: its end is known however it ends."""
+
+    def __init__(self, pid: int, on_gone: Callable[[], None]) -> None:
+        self.keepers: set[Keeper] = set()
+        loop = asyncio.get_running_loop()
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            loop.call_soon(on_gone)
+            return
+
+        def gone() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            on_gone()
+
+        loop.add_reader(pidfd, gone)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The entry of ``python -m supervisor.daemon``."""
+    parser = argparse.ArgumentParser(prog="supervisor.daemon")
+    parser.add_argument("--state", required=True, type=Path)
+    parser.add_argument("--runtime", required=True, type=Path)
+    parser.add_argument("--socket", required=True, type=Path)
+    parser.add_argument("--mode", choices=("daemon", "embedded"), required=True)
+    parser.add_argument("--owner", type=int, help="pid of the program an embedded supervisor belongs to")
+    parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--plain-launcher", action="store_true", help="exec each child instead of forking the zygote")
+    given = parser.parse_args(argv)
+    os.set_inheritable(given.ready_fd, False)
+    say = _ReadyLine(given.ready_fd)
+    try:
+        paths = Paths(given.state, given.runtime)
+        for directory in (paths.state, paths.runtime, paths.logs):
+            private_dir(directory)
+        lock = _lock(paths) if given.mode == "daemon" else None
+        _log_to(paths.logs / ("supervisor.log" if given.mode == "daemon" else "embedded.log"))
+        proctree.become_subreaper()
+        asyncio.Runner(loop_factory=_loop_factory()).run(_serve(given, paths, say))
+    except AthenaError as error:
+        say({"ready": False, **to_wire(error)})
+        raise SystemExit(1) from None
+    if lock is not None:
+        os.close(lock)
+
+
+async def _serve(given: argparse.Namespace, paths: Paths, say: _ReadyLine) -> None:
+    daemon = Daemon(paths, given.socket, given.mode, plain=given.plain_launcher)
+    await daemon.run(given.owner, lambda: say({"ready": True, "pid": os.getpid(), "supervisor": daemon.supervisor_id}))
+
+
+class _ReadyLine:
+    """The one line that the starter waits for."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd: int | None = fd
+
+    def __call__(self, value: dict[str, Any]) -> None:
+        if self._fd is None:
+            return
+        try:
+            os.write(self._fd, json.dumps(value).encode() + b"\n")
+        except BrokenPipeError:
+            pass  # the starter is gone; its pidfd tells if we belonged to it
+        os.close(self._fd)
+        self._fd = None
+
+
+def _lock(paths: Paths) -> int:
+    """The lock of this state directory, held until this process ends. Raises :class:`Refused`, naming the holder."""
+    fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
+        os.close(fd)
+        raise Refused(
+            f"a supervisor already runs on {str(paths.state)!r} (pid {holder}); stop it or set ATHENA_HOME"
+        ) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def _log_to(path: Path) -> None:
+    handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8")
+    path.chmod(0o600)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

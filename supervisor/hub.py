@@ -1,0 +1,201 @@
+"""Fan-out: one session's events and deltas to any number of subscribers who come, fall behind, go and come back.
+
+A subscriber is on the topic first, is then replayed the log after its cursor, and is live when the replay has caught up; so
+there is no gap and no double (style I4). One that falls behind its byte bound is told ``lagged`` and goes back to its
+replay; it never slows the session or another subscriber. Bytes are relayed as they came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from athena.channel import Channel
+from athena.errors import AthenaError
+from athena.events import Event
+from athena.wire import Frame
+
+logger = logging.getLogger(__name__)
+
+SUBSCRIBER_BYTES = 4 * 1024 * 1024
+"""Queued data above which a subscriber has fallen behind."""
+
+SLICE_EVENTS = 256
+"""Events read from a log in one go, in a thread."""
+
+
+class Past(Protocol):
+    """Where recorded events are read from."""
+
+    def __call__(self, after: int) -> Iterable[Event]: ...
+
+
+@dataclass(slots=True)
+class Partial:
+    """The text of the running step so far, for those who come late."""
+
+    key: tuple[object, object, object] = (None, None, None)
+    """Turn, step and attempt: a new attempt voids the old text."""
+    pieces: dict[str, list[bytes]] = field(default_factory=dict)
+
+    def add(self, frame: Frame) -> None:
+        """Keep one delta."""
+        header = frame.header
+        key = (header.get("turn"), header.get("step"), header.get("attempt"))
+        if key != self.key:
+            self.key, self.pieces = key, {}
+        self.pieces.setdefault(str(header.get("type")), []).append(frame.body)
+
+    def clear(self) -> None:
+        """The step is recorded: its text is in the log now."""
+        self.pieces = {}
+
+    def frames(self, session: str) -> Iterator[tuple[dict[str, object], bytes]]:
+        """The partial text as one delta for each type, from offset 0."""
+        turn, step, attempt = self.key
+        for kind, pieces in self.pieces.items():
+            pieces[:] = [b"".join(pieces)]
+            header = {"kind": "delta", "session": session, "turn": turn, "step": step, "attempt": attempt}
+            yield {**header, "offset": 0, "type": kind}, pieces[0]
+
+
+class Subscription:
+    """One subscriber's place in one topic."""
+
+    def __init__(self, topic: Topic, channel: Channel, *, deltas: bool, sent: int) -> None:
+        self.topic = topic
+        self.channel = channel
+        self.deltas = deltas
+        self.sent = sent
+        """Seq of the last event that was queued for it."""
+        self.is_live = False
+        self._replay: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Replay what it has not seen, then go live."""
+        if self.sent == self.topic.last_seq:
+            self._go_live()
+        else:
+            self._replay = asyncio.create_task(self._run_replay())
+
+    def close(self) -> None:
+        """Leave the topic."""
+        self.topic.subscriptions.discard(self)
+        if self._replay is not None:
+            self._replay.cancel()
+
+    def event(self, seq: int, frame: Frame) -> None:
+        """A new event. Ignored during a replay: the log has it."""
+        if not self.is_live or seq <= self.sent:
+            return
+        if self.channel.queued_bytes > SUBSCRIBER_BYTES:
+            self._lag()
+            return
+        self._relay(frame)
+        self.sent = seq
+
+    def delta(self, frame: Frame) -> None:
+        """A new delta. One that is missed here comes again as partial text, or as the recorded message."""
+        if self.is_live and self.deltas and self.channel.queued_bytes <= SUBSCRIBER_BYTES:
+            self._relay(frame)
+
+    def _relay(self, frame: Frame) -> None:
+        if frame.raw:
+            self.channel.send_raw(frame.raw)
+        else:  # it came in parts and leaves in parts
+            self.channel.send(frame.header, frame.body)
+
+    def _lag(self) -> None:
+        self.is_live = False
+        notice = {"kind": "lagged", "session": self.topic.session, "seq": self.sent}
+        self.channel.send(notice, control=True)
+        self._replay = asyncio.create_task(self._run_replay())
+
+    def _go_live(self) -> None:
+        self.is_live = True
+        self.channel.send({"kind": "live", "session": self.topic.session, "seq": self.sent})
+        if self.deltas:
+            for header, body in self.topic.partial.frames(self.topic.session):
+                self.channel.send(header, body)
+
+    async def _run_replay(self) -> None:
+        try:
+            while self.sent < self.topic.last_seq and not self.channel.closed:
+                await self.channel.drained(SUBSCRIBER_BYTES // 2)
+                events = await self.topic.read(self.sent)
+                if not events:  # the log has less than was published: only a custom or damaged one can
+                    self.sent = self.topic.last_seq
+                    break
+                for event in events:
+                    self.channel.send({"kind": "event", "session": self.topic.session, "seq": event.seq}, event.line)
+                    self.sent = event.seq
+            if not self.channel.closed:
+                self._go_live()
+        except AthenaError as error:
+            logger.warning("replay failed session=%s error=%s", self.topic.session, error)
+            self.channel.send({"kind": "ended", "session": self.topic.session, "error": str(error)}, control=True)
+            self.close()
+
+
+class Topic:
+    """One session as its subscribers see it."""
+
+    def __init__(self, session: str, past: Past) -> None:
+        self.session = session
+        self.last_seq = 0
+        self.partial = Partial()
+        self.subscriptions: set[Subscription] = set()
+        self._past = past
+
+    def publish(self, frame: Frame) -> None:
+        """An event frame from the child."""
+        self.last_seq = int(frame.header["seq"])
+        if frame.header.get("event") in _ENDS_STEP:
+            self.partial.clear()
+        for subscription in list(self.subscriptions):
+            subscription.event(self.last_seq, frame)
+
+    def publish_delta(self, frame: Frame) -> None:
+        """A delta frame from the child."""
+        self.partial.add(frame)
+        for subscription in list(self.subscriptions):
+            subscription.delta(frame)
+
+    def subscribe(self, channel: Channel, *, after: int | None, deltas: bool) -> Subscription:
+        """Join: from now if ``after`` is ``None``, else after that seq. Call :meth:`Subscription.start` next."""
+        sent = self.last_seq if after is None else min(after, self.last_seq)
+        subscription = Subscription(self, channel, deltas=deltas, sent=sent)
+        self.subscriptions.add(subscription)
+        return subscription
+
+    async def read(self, after: int) -> list[Event]:
+        """The next slice of the log."""
+        return await asyncio.to_thread(self._slice, after)
+
+    async def event_at(self, seq: int) -> Event | None:
+        """The recorded event with this seq, to check a cursor."""
+        found = await asyncio.to_thread(lambda: list(itertools.islice(self._past(seq - 1), 1)))
+        return found[0] if found and found[0].seq == seq else None
+
+    def end(self, notice: dict[str, object]) -> None:
+        """Nothing will be published any more: tell everybody once."""
+        for subscription in list(self.subscriptions):
+            subscription.channel.send(notice)
+            subscription.close()
+
+    def _slice(self, after: int) -> list[Event]:
+        events: list[Event] = []
+        size = 0
+        for event in self._past(after):
+            events.append(event)
+            size += len(event.line)
+            if len(events) >= SLICE_EVENTS or size > SUBSCRIBER_BYTES:
+                break
+        return events
+
+
+_ENDS_STEP = frozenset({"assistant_message", "turn_end", "interrupted", "turn_resumed"})

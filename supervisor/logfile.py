@@ -1,0 +1,59 @@
+"""A child's own log file for its stdout and stderr: private, append-only, bounded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROTATE_AT_START_BYTES = 1024 * 1024
+"""At a start, a longer file becomes ``.1``: a new incarnation's output is easy to find, the last one's is kept."""
+
+TRIM_BYTES = 4 * 1024 * 1024
+"""While it is written, a longer file is cut. A child can overshoot by what it writes between two checks."""
+
+KEEP_BYTES = 1024 * 1024
+"""How much of its end a cut file keeps, as ``.1``."""
+
+
+class LogFile:
+    """The log of one child. The writer needs no knowledge of rotation: it holds an ``O_APPEND`` descriptor."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.previous = self.path.with_name(self.path.name + ".1")
+
+    def open(self) -> int:
+        """A descriptor (close-on-exec) to append to, after rotation where it is due. Makes the directory if needed.
+
+        Raises OSError; a symbolic link in the log's place is refused.
+        """
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._size_bytes() > ROTATE_AT_START_BYTES:
+            self.path.replace(self.previous)
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+    def trim(self) -> bool:
+        """Cut a file that has grown too long while its writer lives on: keep its end as ``.1``, then empty it.
+
+        For a periodic check. Returns whether it was cut. What is written between copy and cut is lost: the writer is
+        another process and takes part in no lock, and this is diagnostic output, not the event log.
+        """
+        size_bytes = self._size_bytes()
+        if size_bytes <= TRIM_BYTES:
+            return False
+        fresh = self.previous.with_name(self.previous.name + ".new")
+        with open(self.path, "r+b") as source:
+            source.seek(size_bytes - KEEP_BYTES)
+            kept = source.read(KEEP_BYTES)
+            fresh_fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(fresh_fd, "wb") as target:
+                target.write(kept)
+            fresh.replace(self.previous)
+            source.truncate(0)
+        return True
+
+    def _size_bytes(self) -> int:
+        try:
+            return self.path.lstat().st_size
+        except FileNotFoundError:
+            return 0
