@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from athena.session import Down as Down
     from athena.session import Session as Session
     from athena.session import Turn as Turn
-    from athena.stream import StreamDelta as StreamDelta
+    from athena.subscriber import StreamDelta as StreamDelta
     from athena.supervisors import EmbeddedSupervisor as EmbeddedSupervisor
 
 _PUBLIC = {
@@ -45,7 +45,7 @@ _PUBLIC = {
     "Pid": "athena.pid",
     "Result": "athena.loop.result",
     "Session": "athena.session",
-    "StreamDelta": "athena.stream",
+    "StreamDelta": "athena.subscriber",
     "ToolCall": "athena.messages",
     "ToolResult": "athena.messages",
     "Turn": "athena.session",

@@ -38,6 +38,7 @@ class Channel(asyncio.Protocol):
         self._writer: Any = None
         self._paused = False
         self._writer_gone = False
+        self._is_paused_reading = False
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self.closed = False
 
@@ -132,6 +133,18 @@ class Channel(asyncio.Protocol):
             finally:
                 if not self.closed:
                     self._writer.set_write_buffer_limits(high=TRANSPORT_HIGH_BYTES)
+
+    def pause_reading(self) -> None:
+        """Leave what comes with the kernel, and so with the peer."""
+        if not self.closed and not self._is_paused_reading:
+            self._is_paused_reading = True
+            self._reader.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        if not self.closed and self._is_paused_reading:
+            self._is_paused_reading = False
+            self._reader.resume_reading()
 
     def writer_lost(self) -> None:
         """Nothing can be written any more; what the peer wrote before is still read, and its end ends the channel."""

@@ -269,6 +269,16 @@ class AsyncConnection:
         if self._channel is not None:
             self._channel.close()
 
+    def pause_reading(self) -> None:
+        """Leave what comes in the socket."""
+        if self._channel is not None:
+            self._channel.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        if self._channel is not None:
+            self._channel.resume_reading()
+
     def _on_frame(self, frame: Frame) -> None:
         if self.hello is None:
             self._on_hello(frame)

@@ -27,7 +27,7 @@ from athena.messages import Message, Usage
 from athena.pid import Pid
 from athena.session_calls import Call, Identity, StartOptions
 from athena.stored import resume as resume_stored
-from athena.stream import Item, StreamDelta, Subscriber
+from athena.subscriber import Item, StreamDelta, Subscriber
 from athena.supervisors import RECONNECT_S, Target, resolve
 from athena.wire import Frame, dumps
 
@@ -88,7 +88,7 @@ class Session:
     def _start(cls, supervisor: str | Path | Target | None, options: dict[str, Any], *, link: bool) -> Session:
         checked = calls.start_options(options, link=link)
         target = resolve(supervisor)
-        identity = _perform(target, calls.start(checked), _start_limit(options))
+        identity = _perform(target, calls.start(checked), start_limit_s(options))
         return cls(target, identity, checked)
 
     @classmethod
@@ -252,7 +252,7 @@ class Session:
                 self._sleep(deadline, call, timeout)
             except NotFound as error:
                 if not recovery.was_replaced():
-                    raise _gone(error, self.session_id) from None
+                    raise gone(error, self.session_id) from None
             else:
                 self._supervisor_id = self._target.pool.supervisor_id
                 return answer
@@ -423,7 +423,7 @@ class EventStream:
                 time.sleep(RETRY_S)
             except NotFound as error:
                 if not recovery.was_replaced():
-                    raise _gone(error, session.session_id) from None
+                    raise gone(error, session.session_id) from None
             recovery.try_again()
 
 
@@ -487,10 +487,12 @@ def _perform(target: Target, call: Call[T], timeout: float | None) -> T:
     return call.read(frame)
 
 
-def _gone(error: NotFound, session_id: str) -> NoProcess:
+def gone(error: NotFound, session_id: str) -> NoProcess:
+    """A handle's session that its supervisor does not know any more has ended: not the same as a name nobody has."""
     return NoProcess(f"session {session_id!r} has no process any more; start it again under its id to go on", target=session_id)
 
 
-def _start_limit(options: dict[str, Any]) -> float | None:
+def start_limit_s(options: dict[str, Any]) -> float | None:
+    """How long a client waits for a start: the supervisor's own limit decides, this is for a frozen supervisor."""
     limit = options.get("start_timeout", 30.0)
     return float(limit) + 15.0 if isinstance(limit, int | float) else None

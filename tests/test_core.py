@@ -864,10 +864,24 @@ class Walk(RuleBasedStateMachine):
             assert self.asked == 0, "a start without an answer"
             assert any(isinstance(effect, FailCalls) for effect in self.effects)
 
+    @precondition(lambda self: self.phase == "launching" and not self.stopping)
+    @rule(reason=st.sampled_from(REASONS[3:]), boots=st.booleans())
+    def crashes(self, reason: Reason, boots: bool) -> None:
+        """Several steps in one, so that walks get as far as the limits."""
+        self.launched()
+        if boots:
+            self.says_ready()
+        self.dies(reason, 0.0)
+        if Timer.BACKOFF in self.timers:
+            self.fire(Timer.BACKOFF)
+
     @precondition(lambda self: self.timers)
     @rule(data=st.data())
     def timer_fires(self, data: st.DataObject) -> None:
         kind = data.draw(st.sampled_from(sorted(self.timers, key=lambda kind: kind.value)))
+        self.fire(kind)
+
+    def fire(self, kind: Timer) -> None:
         then = self.timers.pop(kind)
         self.old_timers.append(then)
         if kind is Timer.START and self.boot_reason is None:
@@ -943,5 +957,5 @@ def test_a_backoff_value_can_be_given_directly() -> None:
 TestTransientWalk = Walk.TestCase
 TestPermanentWalk = PermanentWalk.TestCase
 TestTemporaryWalk = TemporaryWalk.TestCase
-TestTransientWalk.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
-TestPermanentWalk.settings = TestTemporaryWalk.settings = settings(TestTransientWalk.settings, max_examples=100)
+TestTransientWalk.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestPermanentWalk.settings = TestTemporaryWalk.settings = settings(TestTransientWalk.settings, max_examples=75)

@@ -126,7 +126,7 @@ def test_openai_answers_whole_too(http: httpx.Client) -> None:
         assert answer["usage"]["total_tokens"] > 0
         assert http.get(server.api_url + "/models").json()["data"][0]["id"] == "fake"
         assert http.get(server.api_url + "/other").status_code == 404
-        assert [r.path for r in server.requests][0] == "/v1/chat/completions"
+        assert server.requests[0].path == "/v1/chat/completions"
         assert server.requests[0].json == OPENAI
 
 

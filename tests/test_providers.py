@@ -281,7 +281,7 @@ async def test_no_server_is_a_transport_error(served: Opened) -> None:
 @pytest.mark.parametrize(
     ("step", "limit"),
     [
-        ({"text": "late", "slow_first_byte_s": 60}, {"first_byte_s": 0.05}),
+        ({"text": "late", "slow_first_byte_s": 60}, {"first_byte_s": 0.2}),
         ({"text": "stalls", "chunks": 3, "stall_s": 60}, {"gap_s": 0.05}),
     ],
 )
@@ -585,6 +585,31 @@ def test_base_urls() -> None:
     for bad in ("http://user:pw@h", "h", "http://h?x=1", "http://h:port"):
         with pytest.raises(InvalidOption):
             checked_base_url(bad)
+
+
+@pytest.mark.parametrize("key", ["k\ney", "schlüssel", " "])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(InvalidOption) as caught:
+        create("openai", ProviderSettings(model="m", api_key=key))
+    assert caught.value.option == "api_key"
+    assert key.strip() == "" or key not in caught.value.message
+
+
+async def test_white_space_around_a_key_is_dropped_and_own_headers_win() -> None:
+    async with FakeOpenAI(api_key="other") as server:
+        settings = ProviderSettings(
+            base_url=server.api_url, model="m", api_key="key\n", extra_headers={"Authorization": "Bearer other"}
+        )
+        provider = create("openai_compatible", settings)
+        await collect(provider)
+        await provider.aclose()
+        assert server.requests[0].headers["authorization"] == "Bearer other"
+
+
+def test_credentials_in_a_base_url_are_not_shown() -> None:
+    with pytest.raises(InvalidOption) as caught:
+        checked_base_url("http://user:hunter22@h")
+    assert "hunter22" not in str(caught.value.data) + caught.value.message
 
 
 def test_the_tls_context_is_made_once() -> None:

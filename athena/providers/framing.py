@@ -52,9 +52,11 @@ class LineFramer:
         self._lines = _Lines()
 
     def feed(self, piece: bytes) -> list[bytes]:
+        """See :class:`Framer`."""
         return [line for line in self._lines.split(piece) if line and not line.isspace()]
 
     def end(self) -> list[bytes]:
+        """See :class:`Framer`."""
         line = self._lines.take_open()
         return [line] if line.strip() else []
 
@@ -67,6 +69,7 @@ class SseFramer:
         self._data: list[bytes] = []
 
     def feed(self, piece: bytes) -> list[bytes]:
+        """See :class:`Framer`."""
         found = []
         data = self._data
         for line in self._lines.split(piece):
@@ -78,6 +81,7 @@ class SseFramer:
         return found
 
     def end(self) -> list[bytes]:
+        """See :class:`Framer`."""
         return []
 
 

@@ -9,7 +9,7 @@ import asyncio
 import functools
 import json
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import httpx
@@ -20,12 +20,8 @@ from athena.messages import clean_json
 from athena.providers import http_errors
 from athena.providers.base import ProviderSettings
 from athena.providers.framing import Framing, framer
-from athena.providers.watchdog import Watchdog
+from athena.providers.http_body import TimedPieces, head_of
 
-_ERROR_BODY_BYTES = 64 * 1024
-_ERROR_BODY_S = 5.0
-_ANSWER_BYTES = 64 * 1024 * 1024  # twice the largest record; a server that never stops must not fill the memory
-_DRAIN_S = 0.1  # how long a finished stream may take to end: a connection that ended can be used again
 _IDLE_S = 60.0  # tools often run longer than httpx's 5 s between two calls, and a new TLS handshake costs more
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _WRONG_TYPES = ("text/html", "application/json")  # an answer of these is a page or an error, whatever its status
@@ -52,13 +48,26 @@ def checked_base_url(value: str, *, option: str = "base_url") -> str:
         url = httpx.URL("")
     if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment or url.userinfo:
         expected = "http(s)://host[:port][/path], without credentials or a query"
+        shown = "(with credentials, not shown)" if url.userinfo else repr(value)
         raise InvalidOption(
-            f"{option}={value!r} is not a server address; expected {expected}",
+            f"{option}={shown} is not a server address; expected {expected}",
             option=option,
-            value=repr(value),
+            value=shown,
             expected=expected,
         )
     return str(url).rstrip("/")
+
+
+def checked_key(value: str) -> str:
+    """``value`` without the white space that keys read from files have around them.
+
+    Raises :class:`InvalidOption`, which does not show it, if no HTTP header can carry it.
+    """
+    key = value.strip()
+    if not key or not key.isascii() or not key.isprintable():
+        expected = "printable ASCII characters on one line"
+        raise InvalidOption(f"api_key: expected {expected}", option="api_key", value="(not shown)", expected=expected)
+    return key
 
 
 def proxy_for(base_url: str, env: Mapping[str, str]) -> str | None:
@@ -75,7 +84,8 @@ def make_client(base_url: str, settings: ProviderSettings, headers: Mapping[str,
     """A client for ``base_url``. Proxies and CA files come from ``settings.env`` only, never from this process."""
     secure = base_url.startswith("https:")
     return httpx.AsyncClient(
-        headers={**headers, **settings.extra_headers},
+        # Lower case, so that the user's own header takes the place of ours instead of standing beside it.
+        headers={**headers, **{k.lower(): v for k, v in settings.extra_headers.items()}},
         verify=tls_context(settings.env.get("SSL_CERT_FILE") or None) if secure else _no_tls(),
         proxy=proxy_for(base_url, settings.env),
         trust_env=False,
@@ -117,9 +127,10 @@ class Endpoint:
     ) -> None:
         self.base_url = checked_base_url(base_url)
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        secrets = []
         if api_key:
-            headers["authorization"] = f"Bearer {api_key}"
-        secrets = [api_key] if api_key else []
+            secrets.append(checked_key(api_key))
+            headers["authorization"] = f"Bearer {secrets[0]}"
         secrets += [
             v for k, v in settings.extra_headers.items() if v and any(w in k.lower() for w in _SECRET_HEADER_WORDS)
         ]
@@ -135,11 +146,11 @@ class Endpoint:
         """
         deadline = asyncio.get_running_loop().time() + self._limits.first_byte_s
         response = await self._send(path, body, deadline)
-        pieces = _TimedPieces(response, self._limits.gap_s, deadline, self.errors)
+        pieces = TimedPieces(response, self._limits.gap_s, deadline, self.errors)
         frames = framer(framing)
         try:
             if framing == "sse" and response.headers.get("content-type", "").startswith(_WRONG_TYPES):
-                raise self.garbage(await _head_of(response))
+                raise self.garbage(await head_of(response))
             while (piece := await pieces.next_piece()) is not None:
                 for data in frames.feed(piece):
                     if data == b"[DONE]":
@@ -224,74 +235,7 @@ class Endpoint:
         if response.status_code < 300:
             return response
         try:
-            content = await _head_of(response)
+            content = await head_of(response)
         finally:
             await response.aclose()
         raise http_errors.from_status(self.errors, response.status_code, response.headers, content)
-
-
-async def _head_of(response: httpx.Response) -> bytes:
-    """As much of an error's body as helps to explain it; what cannot be read is left out."""
-    content = b""
-    try:
-        async with asyncio.timeout(_ERROR_BODY_S):
-            async for piece in response.aiter_bytes():
-                content += piece
-                if len(content) > _ERROR_BODY_BYTES:
-                    break
-    except (TimeoutError, httpx.HTTPError, httpx.StreamError):
-        pass  # the status alone already says what kind of failure this is
-    return content[:_ERROR_BODY_BYTES]
-
-
-class _TimedPieces:
-    """A response's body under our limits: to the first piece, between pieces, and in total size."""
-
-    def __init__(
-        self, response: httpx.Response, gap_s: float, first_deadline: float, errors: http_errors.ErrorContext
-    ) -> None:
-        # The stream itself and not aiter_bytes: two generators less per delta. We ask for no encoding, but a proxy
-        # may add one.
-        encoded = "content-encoding" in response.headers
-        source: Any = response.aiter_bytes() if encoded else response.stream
-        self._pieces: AsyncIterator[bytes] = aiter(source)
-        self._gap_s = gap_s
-        self._first_deadline = first_deadline
-        self._watchdog = Watchdog()
-        self._now = asyncio.get_running_loop().time
-        self._seen_bytes = 0
-        self._errors = errors
-        self._draining = False
-
-    def drain(self) -> None:
-        """The answer is complete: what still comes is awaited briefly and is nobody's failure."""
-        self._draining = True
-
-    async def next_piece(self) -> bytes | None:
-        """The next piece, or ``None`` at the end of the body. Only waiting counts, not what the caller does between."""
-        deadline = self._first_deadline
-        if self._seen_bytes:
-            deadline = self._now() + (_DRAIN_S if self._draining else self._gap_s)
-        try:
-            piece = await self._watchdog.wait(anext(self._pieces), deadline)
-        except StopAsyncIteration:
-            return None
-        except (TimeoutError, httpx.HTTPError) as exc:
-            if self._draining:
-                return None
-            if isinstance(exc, TimeoutError):
-                raise self._silence() from exc
-            raise
-        self._seen_bytes += len(piece)
-        if self._seen_bytes > _ANSWER_BYTES:
-            raise self._errors.error("transport", f"the answer is above {_ANSWER_BYTES >> 20} MiB; gave up")
-        return piece
-
-    def close(self) -> None:
-        """Drop what watches the time."""
-        self._watchdog.stop()
-
-    def _silence(self) -> ProviderError:
-        if self._seen_bytes:
-            return self._errors.error("timeout", f"nothing came for {self._gap_s:g} s in the middle of the answer")
-        return self._errors.error("timeout", "no first byte in time")

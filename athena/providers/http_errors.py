@@ -117,6 +117,8 @@ def from_payload(context: ErrorContext, payload: Any) -> ProviderError:
     kind = _kind_of(status or 500, f"{code} {detail}")
     if "rate_limit" in code:
         kind = "rate_limited"
+    elif status is None and "invalid" in code:
+        kind = "bad_request"
     return context.error(kind, f"error in the stream: {detail or 'no details'}", status=status)
 
 

@@ -30,7 +30,7 @@ _LEGAL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def body(request: ModelRequest, *, max_tokens_field: str = "max_tokens") -> dict[str, Any]:
-    """The streaming request body. ``provider_opts`` are added last and win."""
+    """The streaming request body. ``provider_opts`` are added last and win; a value of ``None`` removes a field."""
     out: dict[str, Any] = {
         "model": request.model,
         "messages": messages(request),
@@ -49,7 +49,7 @@ def body(request: ModelRequest, *, max_tokens_field: str = "max_tokens") -> dict
         optional["tool_choice"] = tool_choice(request.tool_choice)
     out.update((k, v) for k, v in optional.items() if v is not None)
     out.update(request.provider_opts)
-    return out
+    return {k: v for k, v in out.items() if v is not None}
 
 
 def messages(request: ModelRequest) -> list[dict[str, Any]]:

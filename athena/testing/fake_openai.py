@@ -30,12 +30,17 @@ _ARGUMENT_PIECES = 3
 class FakeOpenAI(FakeServer):
     """Answers chat completions from ``script`` (steps of :class:`FakeStep`; without one it echoes).
 
-    With ``api_key`` every request must carry it. ``base_url`` is that of the server; clients append ``/v1``, which
-    ``api_url`` has.
+    With ``api_key`` every request must carry it; with ``models``, others are not found. ``base_url`` is that of the
+    server; clients append ``/v1``, which ``api_url`` has.
     """
 
     def __init__(
-        self, script: Any = None, *, api_key: str | None = None, loop: bool = False, models: tuple[str, ...] = ("fake",)
+        self,
+        script: Any = None,
+        *,
+        api_key: str | None = None,
+        loop: bool = False,
+        models: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
         self._script = Script(script, loop=loop)
@@ -53,7 +58,9 @@ class FakeOpenAI(FakeServer):
             return await responder.json(401, _error(refusal, "invalid_request_error", code="invalid_api_key"))
         match request.method, request.path:
             case "GET", "/v1/models":
-                rows = [{"id": m, "object": "model", "created": 0, "owned_by": "fake"} for m in self._models]
+                rows = [
+                    {"id": m, "object": "model", "created": 0, "owned_by": "fake"} for m in self._models or ("fake",)
+                ]
                 return await responder.json(200, {"object": "list", "data": rows})
             case "POST", "/v1/chat/completions":
                 return await self._complete(request.json, responder)
@@ -77,6 +84,9 @@ class FakeOpenAI(FakeServer):
             check_request(body)
         except Refused as exc:
             return await responder.json(400, _error(exc.message, "invalid_request_error", param=exc.param))
+        if self._models is not None and body["model"] not in self._models:
+            text = f"The model `{body['model']}` does not exist or you do not have access to it."
+            return await responder.json(404, _error(text, "invalid_request_error", code="model_not_found"))
         step = self._script.next_step(body["messages"])
         await begin(step)
         if (status := status_of(step)) is not None:

@@ -1,0 +1,429 @@
+"""The asyncio client of a session: the methods of :class:`athena.session.Session`, awaited.
+
+All calls of one event loop share one connection to a supervisor; each stream and each monitor has one of its own, so that a
+slow reader of events never delays an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+from athena import session_calls as calls
+from athena.client import AsyncConnection, ConnectionLost, call_timeout
+from athena.errors import AthenaError, NotFound, NotRunning, Reason, Unresponsive
+from athena.events import Cursor, Event, new_uuid
+from athena.loop.result import Result
+from athena.messages import Message, Usage
+from athena.pid import Pid
+from athena.session import ANSWER_S, RETRY_S, Down, Recovery, TurnFilter, gone, start_limit_s
+from athena.session_calls import Call, Identity, StartOptions
+from athena.stored import resume as resume_stored
+from athena.stored import stored_rows
+from athena.subscriber import Item, Subscriber
+from athena.supervisors import Target, resolve
+from athena.wire import Frame, dumps
+
+T = TypeVar("T")
+
+STREAM_BYTES = 4 * 1024 * 1024
+"""Received and not yet read by the caller; above it the socket is not read, and the supervisor lets us fall behind."""
+
+_connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Path, AsyncConnection]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+class AsyncSession:
+    """A handle on a supervised session. See :class:`athena.session.Session` for what each method promises."""
+
+    def __init__(self, target: Target, identity: Identity, options: StartOptions | None = None) -> None:
+        self._target = target
+        self._identity = identity
+        self._options = options
+        self._supervisor_id = target.pool.supervisor_id
+
+    # --- getting one
+
+    @classmethod
+    async def start_link(cls, *, supervisor: str | Path | Target | None = None, **options: Any) -> AsyncSession:
+        """Start a session linked to this program."""
+        return await cls._start(supervisor, options, link=True)
+
+    @classmethod
+    async def start(cls, *, supervisor: str | Path | Target | None = None, **options: Any) -> AsyncSession:
+        """Start a session that lives on in its supervisor when this program ends."""
+        return await cls._start(supervisor, options, link=False)
+
+    @classmethod
+    async def _start(
+        cls, supervisor: str | Path | Target | None, options: dict[str, Any], *, link: bool
+    ) -> AsyncSession:
+        checked = calls.start_options(options, link=link)
+        target = await asyncio.to_thread(resolve, supervisor)
+        identity = await _perform(target, calls.start(checked), start_limit_s(options))
+        return cls(target, identity, checked)
+
+    @classmethod
+    async def attach(
+        cls, target: str | int | Pid, *, supervisor: str | Path | Target | None = None
+    ) -> AsyncSession:
+        """A handle on a live session by name, id or pid."""
+        at = await asyncio.to_thread(lambda: resolve(supervisor, create=False))
+        return cls(at, await _perform(at, calls.attach(target), ANSWER_S))
+
+    @staticmethod
+    async def whereis(name: str, *, supervisor: str | Path | Target | None = None) -> Pid | None:
+        """The pid of the session with this name or id, or ``None``."""
+        at = await asyncio.to_thread(lambda: resolve(supervisor, create=False))
+        try:
+            return await _perform(at, calls.whereis(name), ANSWER_S)
+        except NotRunning:
+            return None
+
+    @staticmethod
+    async def list(*, supervisor: str | Path | Target | None = None) -> list[dict[str, Any]]:
+        """Rows of live, failed and stored sessions."""
+        at = await asyncio.to_thread(lambda: resolve(supervisor, create=False))
+        try:
+            return await _perform(at, calls.list_sessions(), ANSWER_S)
+        except NotRunning:
+            return await asyncio.to_thread(stored_rows)
+
+    @staticmethod
+    async def resume(
+        session_id: str,
+        store: str = "jsonl",
+        as_: Literal["messages", "state", "map"] = "messages",
+        replay_last_user_turn: bool = False,
+        *,
+        root: str | Path | None = None,
+        store_options: dict[str, Any] | None = None,
+    ) -> Any:
+        """Rebuild a session's history from a store; needs no process."""
+        return await asyncio.to_thread(
+            lambda: resume_stored(session_id, store, as_, replay_last_user_turn, root=root, store_options=store_options)
+        )
+
+    # --- what it is
+
+    @property
+    def session_id(self) -> str:
+        """Stable over restarts, and the name of the log."""
+        return self._identity.session_id
+
+    @property
+    def name(self) -> str | None:
+        """The registered name, if it has one."""
+        return self._identity.name
+
+    async def pid(self) -> Pid | None:
+        """The pid of the process that runs it now; a method here, because it asks."""
+        return await self._do(calls.whereis(self.session_id))
+
+    def __repr__(self) -> str:
+        return f"<AsyncSession {self.name or self.session_id}>"
+
+    # --- talking
+
+    async def send_message(
+        self, text: str, *, message_id: str | None = None, timeout: float | None = None, **loop_options: Any
+    ) -> Result:
+        """Send a message and wait for its turn to end."""
+        call = calls.send(self.session_id, text, message_id or new_uuid(), loop_options, wait=True)
+        answer: Result = await self._do(call, timeout)
+        return answer
+
+    async def submit(self, text: str, *, message_id: str | None = None, **loop_options: Any) -> AsyncTurn:
+        """Hand a message over; returns when it is accepted, which means on disk."""
+        message_id = message_id or new_uuid()
+        answer = await self._do(calls.send(self.session_id, text, message_id, loop_options, wait=False))
+        return AsyncTurn(self, message_id, int(answer["seq"]))
+
+    async def stream(
+        self, text: str, *, message_id: str | None = None, **loop_options: Any
+    ) -> AsyncIterator[Item | Result]:
+        """Send a message and iterate its turn's deltas and events; the last item is the :class:`Result`."""
+        turn = await self.submit(text, message_id=message_id, **loop_options)
+        async with aclosing(turn.events()) as items:
+            async for item in items:
+                yield item
+        yield await turn.result()
+
+    async def interrupt(self, *, clear_queue: bool = False) -> bool:
+        """End the running turn within about 2 s. ``False`` if none runs."""
+        return await self._do(calls.interrupt(self.session_id, clear_queue=clear_queue))
+
+    # --- looking
+
+    async def messages(self) -> list[Message]:
+        """The history so far."""
+        return await self._do(calls.messages(self.session_id), ANSWER_S)
+
+    async def status(self) -> dict[str, Any]:
+        """What the supervisor knows of the session."""
+        return await self._do(calls.status(self.session_id), ANSWER_S)
+
+    async def usage(self) -> Usage:
+        """Tokens and cost of the whole session."""
+        return await self._do(calls.usage(self.session_id), ANSWER_S)
+
+    async def queue(self) -> list[dict[str, str]]:
+        """The messages that wait behind the running turn."""
+        return await self._do(calls.queue(self.session_id), ANSWER_S)
+
+    def events(self, after: int | Event | Cursor | None = None, *, deltas: bool = True) -> AsyncEventStream:
+        """Iterate events and deltas. Subscribed by ``async with``, or by the first step of ``async for``."""
+        return AsyncEventStream(self, Subscriber(after, deltas=deltas))
+
+    async def monitor(self) -> AsyncMonitor:
+        """Watch the process that runs the session now."""
+        return await AsyncMonitor._watch(self._target, self.session_id)
+
+    # --- ending
+
+    async def stop(self, reason: Reason = "normal", timeout: float | None = None) -> None:
+        """Stop the session. Twice is a no-op."""
+        try:
+            await _perform(self._target, calls.stop(self.session_id, reason, timeout), None)
+        except (ConnectionLost, NotRunning):
+            pass  # the supervisor is gone, and with it the process
+
+    async def __aenter__(self) -> AsyncSession:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def _do(self, call: Call[T], timeout: float | None = None) -> T:
+        """Perform a call; over the loss of the supervisor too, if it comes back in time."""
+        recovery = Recovery(self._target, self._options, self._supervisor_id)
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
+        while True:
+            left_s = None if deadline is None else max(0.001, deadline - loop.time())
+            try:
+                answer = await _perform(self._target, call, left_s)
+            except (ConnectionLost, NotRunning) as error:
+                recovery.lost(error)
+                if deadline is not None and loop.time() >= deadline:
+                    raise call_timeout(call.op, timeout, call.message_id) from None
+                await asyncio.sleep(RETRY_S)
+            except NotFound as error:
+                if not recovery.was_replaced():
+                    raise gone(error, self.session_id) from None
+            else:
+                self._supervisor_id = self._target.pool.supervisor_id
+                return answer
+            await asyncio.to_thread(recovery.try_again)
+
+
+class AsyncTurn:
+    """An accepted message and its turn."""
+
+    def __init__(self, session: AsyncSession, message_id: str, seq: int) -> None:
+        self.message_id = message_id
+        self._session = session
+        self._seq = seq
+
+    def __repr__(self) -> str:
+        return f"<AsyncTurn {self.message_id} of {self._session!r}>"
+
+    async def result(self, timeout: float | None = None) -> Result:
+        """Wait for the end of the turn."""
+        return await self._session._do(calls.result(self._session.session_id, self.message_id), timeout)
+
+    async def events(self) -> AsyncIterator[Item]:
+        """This turn's events and deltas, from its start to its ``turn_end``."""
+        follow = TurnFilter(self.message_id)
+        async with self._session.events(self._seq) as stream:
+            async for item in stream:
+                if follow.wants(item):
+                    yield item
+                if follow.is_over:
+                    return
+
+    async def cancel(self) -> bool:
+        """Take the message back while it is queued."""
+        return await self._session._do(calls.cancel(self._session.session_id, self.message_id))
+
+
+class AsyncEventStream:
+    """An asynchronous iterator of events and deltas over any number of connections."""
+
+    def __init__(self, session: AsyncSession, subscriber: Subscriber) -> None:
+        self._session = session
+        self._subscriber = subscriber
+        self._inbox: _Inbox | None = None
+        self._items: deque[Item] = deque()
+
+    async def __aenter__(self) -> AsyncEventStream:
+        await self._subscribe()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> AsyncEventStream:
+        return self
+
+    async def __anext__(self) -> Item:
+        while not self._items:
+            if self._inbox is None:
+                if self._subscriber.is_ended:
+                    raise StopAsyncIteration
+                await self._subscribe()
+                continue
+            frame = await self._inbox.next()
+            if frame is None:
+                self.close()
+                continue
+            self._items.extend(self._subscriber.feed(frame))
+            if self._subscriber.is_ended:
+                self.close()
+        return self._items.popleft()
+
+    def close(self) -> None:
+        """Leave the stream."""
+        if self._inbox is not None:
+            self._inbox.close()
+            self._inbox = None
+
+    async def _subscribe(self) -> None:
+        session = self._session
+        recovery = Recovery(session._target, session._options, session._supervisor_id)
+        while True:
+            inbox = None
+            try:
+                inbox = await _Inbox.open(session._target)
+                body = dumps(self._subscriber.request_body())
+                answer = await inbox.connection.call("subscribe", {"session": session.session_id}, body, ANSWER_S)
+                self._subscriber.subscribed(answer.json())
+                self._inbox = inbox
+                return
+            except (ConnectionLost, NotRunning, TimeoutError) as error:
+                recovery.lost(error)
+                await asyncio.sleep(RETRY_S)
+            except NotFound as error:
+                if not recovery.was_replaced():
+                    raise gone(error, session.session_id) from None
+            finally:
+                if inbox is not None and self._inbox is not inbox:
+                    inbox.close()
+            await asyncio.to_thread(recovery.try_again)
+
+
+class AsyncMonitor:
+    """A one-way watch on one process. Delivers exactly one :class:`~athena.session.Down`."""
+
+    def __init__(self, inbox: _Inbox, watched: str | int, answer: dict[str, Any]) -> None:
+        self.ref = int(answer["ref"])
+        self.pid = Pid.from_map(answer["pid"])
+        self._watched = watched
+        self._inbox = inbox
+        self._reason = answer["reason"]
+        self._is_over = False
+
+    @classmethod
+    async def _watch(cls, target: Target, watched: str | int) -> AsyncMonitor:
+        inbox = await _Inbox.open(target)
+        call = calls.monitor(watched)
+        answer = await inbox.connection.call(call.op, call.header, call.body, ANSWER_S)
+        return cls(inbox, watched, call.read(answer))
+
+    async def wait(self, timeout: float | None = None) -> Down | None:
+        """Wait for the ``Down``; ``None`` once it was delivered or after :meth:`demonitor`.
+
+        Raises :class:`~athena.errors.CallTimeout`.
+        """
+        if self._is_over:
+            return None
+        try:
+            async with asyncio.timeout(timeout):
+                while self._reason is None:
+                    frame = await self._inbox.next()
+                    if frame is None:
+                        self._reason = "noconnection"
+                    elif frame.kind == "down" and frame.header["ref"] == self.ref:
+                        self._reason = frame.header["reason"]
+        except TimeoutError:
+            raise call_timeout("monitor", timeout) from None
+        self.demonitor()
+        return Down(self.ref, self._watched, self.pid, self._reason)
+
+    def demonitor(self) -> None:
+        """Stop watching. Twice is a no-op."""
+        self._is_over = True
+        self._inbox.close()
+
+
+class _Inbox:
+    """A connection of one stream, with its unread frames; the socket is not read while there are too many."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self.connection = connection
+        self._frames: deque[Frame] = deque()
+        self._bytes = 0
+        self._arrived = asyncio.Event()
+        connection.on_notice = self._on_frame
+        connection.lost.add_done_callback(lambda _: self._arrived.set())
+
+    @classmethod
+    async def open(cls, target: Target) -> _Inbox:
+        connection = await AsyncConnection.open(target.path)
+        target.pool.supervisor_id = (connection.hello or {}).get("supervisor")
+        return cls(connection)
+
+    async def next(self) -> Frame | None:
+        """The next frame, or ``None`` when the connection has ended and all frames are read."""
+        while not self._frames:
+            if not self.connection.is_open:
+                return None
+            self._arrived.clear()
+            await self._arrived.wait()
+        frame = self._frames.popleft()
+        self._bytes -= len(frame.body)
+        if self._bytes <= STREAM_BYTES // 2:
+            self.connection.resume_reading()
+        return frame
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def _on_frame(self, frame: Frame) -> None:
+        self._frames.append(frame)
+        self._bytes += len(frame.body)
+        if self._bytes > STREAM_BYTES:
+            self.connection.pause_reading()
+        self._arrived.set()
+
+
+async def _connection(target: Target) -> AsyncConnection:
+    """This event loop's connection to the target."""
+    by_path = _connections.setdefault(asyncio.get_running_loop(), {})
+    found = by_path.get(target.path)
+    if found is None or not found.is_open:
+        found = by_path[target.path] = await AsyncConnection.open(target.path)
+        target.pool.supervisor_id = (found.hello or {}).get("supervisor")
+    return found
+
+
+async def _perform(target: Target, call: Call[T], timeout: float | None) -> T:
+    connection = await _connection(target)
+    try:
+        frame = await connection.call(call.op, call.header, call.body, timeout)
+    except TimeoutError as error:
+        if isinstance(error, AthenaError):
+            raise
+        if call.message_id is None and timeout == ANSWER_S:
+            raise Unresponsive(f"the supervisor at {str(target.path)!r} does not answer; is it stopped?") from None
+        raise call_timeout(call.op, timeout, call.message_id) from None
+    return call.read(frame)
