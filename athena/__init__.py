@@ -1,7 +1,7 @@
 """Athena runs LLM agent sessions as supervised OS processes that resume from an append-only log.
 
-Everything public is here and loaded on first use: the guard imports this package without site-packages, and a command line
-that only lists sessions need not load a provider.
+Everything public is here and loaded on first use: the guard imports this package without site-packages, and a command
+line that only lists sessions need not load a provider.
 """
 
 from __future__ import annotations

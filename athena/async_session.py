@@ -1,7 +1,7 @@
 """The asyncio client of a session: the methods of :class:`athena.session.Session`, awaited.
 
-All calls of one event loop share one connection to a supervisor; each stream and each monitor has one of its own, so that a
-slow reader of events never delays an answer.
+All calls of one event loop share one connection to a supervisor; each stream and each monitor has one of its own, so
+that a slow reader of events never delays an answer.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from athena import session_calls as calls
 from athena.client import AsyncConnection, ConnectionLost, call_timeout
@@ -31,6 +31,10 @@ from athena.supervisors import Target, resolve
 from athena.wire import Frame, dumps
 
 T = TypeVar("T")
+
+Messages: TypeAlias = list[Message]
+Rows: TypeAlias = list[dict[str, Any]]
+"""Named here, because inside the class ``list`` is a method."""
 
 STREAM_BYTES = 4 * 1024 * 1024
 """Received and not yet read by the caller; above it the socket is not read, and the supervisor lets us fall behind."""
@@ -71,9 +75,7 @@ class AsyncSession:
         return cls(target, identity, checked)
 
     @classmethod
-    async def attach(
-        cls, target: str | int | Pid, *, supervisor: str | Path | Target | None = None
-    ) -> AsyncSession:
+    async def attach(cls, target: str | int | Pid, *, supervisor: str | Path | Target | None = None) -> AsyncSession:
         """A handle on a live session by name, id or pid."""
         at = await asyncio.to_thread(lambda: resolve(supervisor, create=False))
         return cls(at, await _perform(at, calls.attach(target), ANSWER_S))
@@ -88,7 +90,7 @@ class AsyncSession:
             return None
 
     @staticmethod
-    async def list(*, supervisor: str | Path | Target | None = None) -> list[dict[str, Any]]:
+    async def list(*, supervisor: str | Path | Target | None = None) -> Rows:
         """Rows of live, failed and stored sessions."""
         at = await asyncio.to_thread(lambda: resolve(supervisor, create=False))
         try:
@@ -148,7 +150,7 @@ class AsyncSession:
 
     async def stream(
         self, text: str, *, message_id: str | None = None, **loop_options: Any
-    ) -> AsyncIterator[Item | Result]:
+    ) -> AsyncGenerator[Item | Result, None]:
         """Send a message and iterate its turn's deltas and events; the last item is the :class:`Result`."""
         turn = await self.submit(text, message_id=message_id, **loop_options)
         async with aclosing(turn.events()) as items:
@@ -162,7 +164,7 @@ class AsyncSession:
 
     # --- looking
 
-    async def messages(self) -> list[Message]:
+    async def messages(self) -> Messages:
         """The history so far."""
         return await self._do(calls.messages(self.session_id), ANSWER_S)
 
@@ -174,7 +176,7 @@ class AsyncSession:
         """Tokens and cost of the whole session."""
         return await self._do(calls.usage(self.session_id), ANSWER_S)
 
-    async def queue(self) -> list[dict[str, str]]:
+    async def queue(self) -> Rows:
         """The messages that wait behind the running turn."""
         return await self._do(calls.queue(self.session_id), ANSWER_S)
 
@@ -241,7 +243,7 @@ class AsyncTurn:
         """Wait for the end of the turn."""
         return await self._session._do(calls.result(self._session.session_id, self.message_id), timeout)
 
-    async def events(self) -> AsyncIterator[Item]:
+    async def events(self) -> AsyncGenerator[Item, None]:
         """This turn's events and deltas, from its start to its ``turn_end``."""
         follow = TurnFilter(self.message_id)
         async with self._session.events(self._seq) as stream:

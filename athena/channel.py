@@ -1,7 +1,8 @@
 """The one asyncio shell over :mod:`athena.wire`: a framed, two-way connection over a socket or a pair of pipes.
 
 Writes never block the caller: they go to the transport at once while it keeps up, else to the :class:`Outbox`, which
-drains as the peer reads. :meth:`Channel.drained` waits for a data bound; what happens at the bound is the owner's policy.
+drains as the peer reads. :meth:`Channel.drained` waits for a data bound; what happens at the bound is the owner's
+policy.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class Channel(asyncio.Protocol):
         if self._writer.get_write_buffer_size():
             self._writer.set_write_buffer_limits(high=0)
             try:
-                while not (self.closed or self._writer_gone) and self._writer.get_write_buffer_size():
+                while self._is_writable() and self._writer.get_write_buffer_size():
                     waiter = asyncio.get_running_loop().create_future()
                     self._waiters.append((1, waiter))
                     await waiter
@@ -153,8 +154,12 @@ class Channel(asyncio.Protocol):
             pass
         self._wake()
 
+    def _is_writable(self) -> bool:
+        return not (self.closed or self._writer_gone)
+
     def close(self) -> None:
-        """End politely: what is queued is still written by the transport if the peer reads. ``on_close`` gets ``None``."""
+        """End politely: what is queued is still written by the transport if the peer reads. ``on_close`` gets
+        ``None``."""
         while not self.closed and (raw := self._outbox.take()) is not None:
             self._writer.write(raw)
         self._end(None, abort=False)

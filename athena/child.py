@@ -1,8 +1,8 @@
 """A session's process: an engine, a log and two pipes to the supervisor.
 
-Entered by the zygote's fork or by ``python -m athena.child READ_FD WRITE_FD``. It waits for one ``init`` frame, folds the
-log, says ``ready``, and from then on answers requests while the engine runs beside them. End of file on the pipe means
-that the supervisor is gone: finish the write in hand, kill what the tools left, exit.
+Entered by the zygote's fork or by ``python -m athena.child READ_FD WRITE_FD``. It waits for one ``init`` frame, folds
+the log, says ``ready``, and from then on answers requests while the engine runs beside them. End of file on the pipe
+means that the supervisor is gone: finish the write in hand, kill what the tools left, exit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import orjson
@@ -94,7 +94,8 @@ class Child:
         return asyncio.create_task(runner.run())
 
     async def _accept_again(self, frame: Frame) -> None:
-        """A message of an earlier life: the engine knows it, and its grants, when this returns; the answer comes later."""
+        """A message of an earlier life: the engine knows it, and its grants, when this returns; the answer comes
+        later."""
         args = frame.json()
         try:
             await self.runner.accept(args["message_id"], args["text"], args.get("options"))
@@ -177,10 +178,10 @@ class Child:
             case other:
                 raise ProtocolError(f"unknown frame kind {other!r}")
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)  # type: ignore[arg-type]  # ensure_future of a coroutine is a Task
-        task.add_done_callback(self._tasks.discard)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, frame: Frame) -> None:
         request_id = frame.header.get("id")

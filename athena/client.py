@@ -1,7 +1,7 @@
 """The client's half of the protocol: sans-IO, and its two thin shells, a blocking socket and an asyncio channel.
 
-A client's identity is its OS process, not its connection (design 7), so the blocking shell simply uses one connection for
-each call that waits at the same time, from a pool; the asyncio shell uses one for all.
+A client's identity is its OS process, not its connection (design 7), so the blocking shell simply uses one connection
+for each call that waits at the same time, from a pool; the asyncio shell uses one for all.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class SyncConnection:
     def call(self, op: str, header: Header, body: bytes, timeout_s: float | None) -> Frame:
         """Ask and wait for the answer.
 
-        Raises what was answered, :class:`ConnectionLost`, or ``TimeoutError``; after the last two the connection is of no
-        use any more.
+        Raises what was answered, :class:`ConnectionLost`, or ``TimeoutError``; after the last two the connection is
+        of no use any more.
         """
         request_id, raw = self.protocol.request(op, header, body)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s

@@ -11,13 +11,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 INHERITED_VARIABLES = frozenset(
     {
-        "ATHENA_HOME", "ATHENA_TEST_TIME_UNIT", "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "SHELL",
-        "SSL_CERT_DIR", "SSL_CERT_FILE", "TMPDIR", "TZ", "USER", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME",
-        "XDG_RUNTIME_DIR", "XDG_STATE_HOME",
+        "ATHENA_HOME", "ATHENA_TEST_TIME_UNIT", "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LOGNAME", "PATH",
+        "SHELL", "SSL_CERT_DIR", "SSL_CERT_FILE", "TMPDIR", "TZ", "USER", "XDG_CACHE_HOME", "XDG_CONFIG_HOME",
+        "XDG_DATA_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME",
     }
 )  # fmt: skip
 """All that a scrubbed environment keeps, besides ``LC_*``. A forked child's ``/proc/<pid>/environ`` shows it for ever,
 so it names what is harmless instead of guessing what is secret."""
+
+
+COOKIE_VARIABLE = "ATHENA_COOKIE"
+"""The environment variable by which everything that a child started is known as that child's; its value is new for
+every launch."""
 
 
 def scrubbed_environment(source: Mapping[str, str], **extra: str) -> dict[str, str]:

@@ -1,14 +1,14 @@
 """The loop in the calling process, without a session: ``run``, ``query``, ``stream`` and their async twins.
 
-Same loop, tools and providers as a session; no supervisor, no log on disk, so none of a session's promises about crashes.
-A provider that needs a server of its own (``local``) has an embedded supervisor keep that one.
+Same loop, tools and providers as a session; no supervisor, no log on disk, so none of a session's promises about
+crashes. A provider that needs a server of its own (``local``) has an embedded supervisor keep that one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -58,7 +58,8 @@ async def arun(prompt: str, *, supervisor: str | Target | None = None, **options
         ended = runner.waiters.wait_for(message_id)
         engine = asyncio.create_task(runner.run())
         try:
-            await asyncio.wait([ended, engine], return_when=asyncio.FIRST_COMPLETED)
+            both: list[asyncio.Future[Any]] = [ended, engine]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if engine.done():
                 engine.result()  # raises what broke the loop
             return ended.result()
@@ -71,7 +72,8 @@ async def arun(prompt: str, *, supervisor: str | Target | None = None, **options
 
 
 async def aquery(prompt: str, *, supervisor: str | Target | None = None, **options: Any) -> ModelResponse:
-    """One stateless model call, no tools. Raises :class:`~athena.errors.ProviderError`, and what :func:`arun` raises."""
+    """One stateless model call, no tools. Raises :class:`~athena.errors.ProviderError`, and what :func:`arun`
+    raises."""
     async with aclosing(astream(prompt, supervisor=supervisor, **options)) as items:
         async for item in items:
             if isinstance(item, ModelResponse):
@@ -81,7 +83,7 @@ async def aquery(prompt: str, *, supervisor: str | Target | None = None, **optio
 
 async def astream(
     prompt: str, *, supervisor: str | Target | None = None, **options: Any
-) -> AsyncIterator[Delta | ModelResponse]:
+) -> AsyncGenerator[Delta | ModelResponse, None]:
     """One stateless model call: its deltas as they come, then the whole :class:`ModelResponse`.
 
     A delta of a second attempt repeats text of a first one that failed; the response holds the truth.
@@ -132,10 +134,10 @@ def stream(prompt: str, **options: Any) -> Iterator[Delta | ModelResponse]:
                     return
                 yield item
         finally:
-            runner.run(items.aclose())  # type: ignore[attr-defined]  # an async generator, typed as the iterator it is
+            runner.run(items.aclose())
 
 
-async def _step(items: AsyncIterator[T]) -> T:
+async def _step(items: AsyncGenerator[T, None]) -> T:
     return await anext(items)
 
 
@@ -160,7 +162,10 @@ def _no_loop() -> None:
 def _text(prompt: object) -> None:
     if not isinstance(prompt, str):
         raise InvalidOption(
-            f"the prompt got {prompt!r}: expected a string", option="prompt", value=repr(prompt)[:80], expected="a string"
+            f"the prompt got {prompt!r}: expected a string",
+            option="prompt",
+            value=repr(prompt)[:80],
+            expected="a string",
         )
 
 
@@ -191,5 +196,3 @@ def _caller(supervisor: str | Target | None) -> Callable[[str, bytes], Coroutine
 
 def _nobody(event: Event) -> None:
     """Nobody subscribes to an in-process run."""
-
-

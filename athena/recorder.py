@@ -1,8 +1,8 @@
 """Record, then publish: the one place where events come into being.
 
 An event is numbered, written to the log, folded into the state and published, in that order and without a pause in
-between, so that what subscribers saw is on disk and the state is never ahead of the log. :meth:`Recorder.barrier` is the
-other half of durability: it returns when everything recorded so far survives what ``durability`` says it must.
+between, so that what subscribers saw is on disk and the state is never ahead of the log. :meth:`Recorder.barrier` is
+the other half of durability: it returns when everything recorded so far survives what ``durability`` says it must.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ RETRY_MAX_S = 2.0
 class Recorder:
     """The writer of one session's log.
 
-    ``publish`` gets each event after it was written. ``flush`` is awaited by a barrier of a log whose appends are only
-    done when a pipe has taken them. ``on_degraded`` is told ``"disk"`` when writes fail and ``None`` when they work again.
+    ``publish`` gets each event after it was written. ``flush`` is awaited by a barrier of a log whose appends are
+    only done when a pipe has taken them. ``on_degraded`` is told ``"disk"`` when writes fail and ``None`` when they
+    work again.
     """
 
     def __init__(
@@ -115,7 +116,8 @@ class Recorder:
         try:
             return events.encode(seq, kind, data, turn)
         except TypeError:
-            # A value came past the borders with text or numbers that JSON can't carry: the visible form beats a dead turn.
+            # A value came past the borders with text or numbers that JSON can't carry: the visible form beats a dead
+            # turn.
             return events.encode(seq, kind, clean_json(data), turn)
 
     def _set_degraded(self, degraded: bool) -> None:

@@ -1,7 +1,7 @@
 """The engine of one session: it takes messages, asks :func:`athena.loop.step.next_step`, and carries out the answer.
 
-It runs in a session's child process, and in the caller's for :func:`athena.run`. Whatever it learns becomes an event before
-anything acts on it; when its process dies, the next one makes the same engine from the same log.
+It runs in a session's child process, and in the caller's for :func:`athena.run`. Whatever it learns becomes an event
+before anything acts on it; when its process dies, the next one makes the same engine from the same log.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from athena.config import PRODUCT
 from athena.errors import AthenaError, Busy, Cancelled, MessageIdConflict, NotFound, ProviderError, to_wire
 from athena.events import FORMAT
-from athena.config import PRODUCT
 from athena.loop.batch import Batch
 from athena.loop.options import Options, parse_turn_options
 from athena.loop.request import build_request
@@ -174,7 +174,8 @@ class Runner:
         return True
 
     async def interrupt(self, *, turn: str | None = None, clear_queue: bool = False) -> bool:
-        """End the running turn (``turn``: only if it is this one). ``False`` if none runs. Returns when it has ended."""
+        """End the running turn (``turn``: only if it is this one). ``False`` if none runs. Returns when it has
+        ended."""
         if clear_queue and self.state.queue:
             await self._drop([m.message_id for m in self.state.queue])
         running = self.state.turn

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from athena import session_calls as calls
 from athena.client import ConnectionLost, SyncConnection, call_timeout
@@ -32,6 +32,10 @@ from athena.supervisors import RECONNECT_S, Target, resolve
 from athena.wire import Frame, dumps
 
 T = TypeVar("T")
+
+Messages: TypeAlias = list[Message]
+Rows: TypeAlias = list[dict[str, Any]]
+"""Named here, because inside the class ``list`` is a method."""
 
 ANSWER_S = 10.0
 """How long a call that the supervisor answers itself waits before the supervisor counts as unresponsive."""
@@ -68,10 +72,10 @@ class Session:
     def start_link(cls, *, supervisor: str | Path | Target | None = None, **options: Any) -> Session:
         """Start a session linked to this program: when the program goes away, the session is shut down; its log stays.
 
-        ``options``: every option of :mod:`athena.loop.options`, and ``name``, ``session_id``, ``store`` (``"jsonl"``),
-        ``store_options``, ``root``, ``restart`` (``"transient"``), ``max_restarts`` (3), ``max_seconds`` (5), ``shutdown``
-        (5.0 s), ``start_timeout`` (30 s), ``hang_timeout`` (30 s). Returns when the child is ready; an existing
-        ``session_id`` continues its log.
+        ``options``: every option of :mod:`athena.loop.options`, and ``name``, ``session_id``, ``store``
+        (``"jsonl"``), ``store_options``, ``root``, ``restart`` (``"transient"``), ``max_restarts`` (3),
+        ``max_seconds`` (5), ``shutdown`` (5.0 s), ``start_timeout`` (30 s), ``hang_timeout`` (30 s). Returns when the
+        child is ready; an existing ``session_id`` continues its log.
 
         Raises :class:`~athena.errors.InvalidOption` (names the option and what is legal),
         :class:`~athena.errors.AlreadyStarted`, :class:`~athena.errors.StartError`, :class:`~athena.errors.LogLocked`,
@@ -95,8 +99,8 @@ class Session:
     def attach(cls, target: str | int | Pid, *, supervisor: str | Path | Target | None = None) -> Session:
         """A handle on a live session by name, id or pid. Nothing is created.
 
-        Raises :class:`~athena.errors.NoProcess` for a pid that is no live session's, :class:`~athena.errors.NotFound` for
-        a name or id that no live session has, :class:`~athena.errors.Unavailable` if there is no supervisor.
+        Raises :class:`~athena.errors.NoProcess` for a pid that is no live session's, :class:`~athena.errors.NotFound`
+        for a name or id that no live session has, :class:`~athena.errors.Unavailable` if there is no supervisor.
         """
         at = resolve(supervisor, create=False)
         return cls(at, _perform(at, calls.attach(target), ANSWER_S))
@@ -110,7 +114,7 @@ class Session:
             return None
 
     @staticmethod
-    def list(*, supervisor: str | Path | Target | None = None) -> list[dict[str, Any]]:
+    def list(*, supervisor: str | Path | Target | None = None) -> Rows:
         """Rows of live, failed and stored sessions, each with ``session_id``, ``name``, ``state``, ``pid`` and more."""
         from athena.stored import stored_rows
 
@@ -130,9 +134,7 @@ class Session:
         store_options: dict[str, Any] | None = None,
     ) -> Any:
         """Rebuild a session's history from a store; needs no process. See :func:`athena.stored.resume`."""
-        return resume_stored(
-            session_id, store, as_, replay_last_user_turn, root=root, store_options=store_options
-        )
+        return resume_stored(session_id, store, as_, replay_last_user_turn, root=root, store_options=store_options)
 
     # --- what it is
 
@@ -195,7 +197,7 @@ class Session:
 
     # --- looking
 
-    def messages(self) -> list[Message]:
+    def messages(self) -> Messages:
         """The history so far; answered during a turn too, from the log if the child is silent for 150 ms."""
         return self._do(calls.messages(self.session_id), ANSWER_S)
 
@@ -208,7 +210,7 @@ class Session:
         """Tokens and cost of the whole session."""
         return self._do(calls.usage(self.session_id), ANSWER_S)
 
-    def queue(self) -> list[dict[str, str]]:
+    def queue(self) -> Rows:
         """The messages that wait behind the running turn: ``message_id`` and ``text``."""
         return self._do(calls.queue(self.session_id), ANSWER_S)
 
@@ -226,7 +228,8 @@ class Session:
     # --- ending
 
     def stop(self, reason: Reason = "normal", timeout: float | None = None) -> None:
-        """Stop the session: polite, then firm after its ``shutdown`` time (or ``timeout`` seconds). Twice is a no-op."""
+        """Stop the session: polite, then firm after its ``shutdown`` time (or ``timeout`` seconds). Twice is a
+        no-op."""
         try:
             _perform(self._target, calls.stop(self.session_id, reason, timeout), None)
         except (ConnectionLost, NotRunning):
@@ -246,7 +249,9 @@ class Session:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
-                answer = _perform(self._target, call, None if deadline is None else max(0.001, deadline - time.monotonic()))
+                answer = _perform(
+                    self._target, call, None if deadline is None else max(0.001, deadline - time.monotonic())
+                )
             except (ConnectionLost, NotRunning) as error:
                 recovery.lost(error)
                 self._sleep(deadline, call, timeout)
@@ -280,7 +285,9 @@ class Recovery:
         now = time.monotonic()
         self._until = self._until or now + RECONNECT_S
         if now > self._until:
-            raise Unavailable(f"the supervisor was lost and did not come back within {RECONNECT_S} s ({error})") from None
+            raise Unavailable(
+                f"the supervisor was lost and did not come back within {RECONNECT_S} s ({error})"
+            ) from None
 
     def was_replaced(self) -> bool:
         """Whether another supervisor answers now than the one that knew the session."""
@@ -314,7 +321,8 @@ class Turn:
         return f"<Turn {self.message_id} of {self._session!r}>"
 
     def result(self, timeout: float | None = None) -> Result:
-        """Wait for the end of the turn. Raises :class:`~athena.errors.CallTimeout`, :class:`~athena.errors.Cancelled`."""
+        """Wait for the end of the turn. Raises :class:`~athena.errors.CallTimeout`,
+        :class:`~athena.errors.Cancelled`."""
         return self._session._do(calls.result(self._session.session_id, self.message_id), timeout)
 
     def events(self) -> Iterator[Item]:
@@ -489,7 +497,9 @@ def _perform(target: Target, call: Call[T], timeout: float | None) -> T:
 
 def gone(error: NotFound, session_id: str) -> NoProcess:
     """A handle's session that its supervisor does not know any more has ended: not the same as a name nobody has."""
-    return NoProcess(f"session {session_id!r} has no process any more; start it again under its id to go on", target=session_id)
+    return NoProcess(
+        f"session {session_id!r} has no process any more; start it again under its id to go on", target=session_id
+    )
 
 
 def start_limit_s(options: dict[str, Any]) -> float | None:

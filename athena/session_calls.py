@@ -1,4 +1,5 @@
-"""What each method of a session asks and how its answer reads, without I/O: the sync and the async shell share these."""
+"""What each method of a session asks and how its answer reads, without I/O: the sync and the async shell share
+these."""
 
 from __future__ import annotations
 
@@ -148,7 +149,7 @@ def list_sessions() -> Call[list[dict[str, Any]]]:
     return Call("list", {}, b"", lambda f: [_row(r) for r in f.json()["sessions"]])
 
 
-def send(session_id: str, text: str, message_id: str, options: dict[str, Any], *, wait: bool) -> Call[Any]:
+def send(session_id: str, text: object, message_id: object, options: dict[str, Any], *, wait: bool) -> Call[Any]:
     """Hand a message over; with ``wait`` the answer is the turn's result, else its acceptance."""
     if not isinstance(text, str):
         raise InvalidOption(
@@ -206,13 +207,13 @@ def usage(session_id: str) -> Call[Usage]:
     )
 
 
-def queue(session_id: str) -> Call[list[dict[str, str]]]:
+def queue(session_id: str) -> Call[list[dict[str, Any]]]:
     """Messages that wait behind the running turn."""
 
-    def read(frame: Frame) -> list[dict[str, str]]:
+    def read(frame: Frame) -> list[dict[str, Any]]:
         if _is_log(frame):
             return [{"message_id": m.message_id, "text": m.text} for m in _folded(frame).queue]
-        rows: list[dict[str, str]] = frame.json()
+        rows: list[dict[str, Any]] = frame.json()
         return rows
 
     return Call("queue", {"session": session_id}, b"", read)
@@ -226,7 +227,10 @@ def status(session_id: str) -> Call[dict[str, Any]]:
 def stop(session_id: str, reason: Any, timeout: float | str | None) -> Call[bool]:
     """Stop the session."""
     return Call(
-        "stop", {"session": session_id}, dumps({"reason": reason, "timeout": timeout}), lambda f: bool(f.json()["stopped"])
+        "stop",
+        {"session": session_id},
+        dumps({"reason": reason, "timeout": timeout}),
+        lambda f: bool(f.json()["stopped"]),
     )
 
 
@@ -245,7 +249,8 @@ def service(spec: dict[str, Any]) -> Call[dict[str, Any]]:
     return Call("service", {}, dumps(spec), lambda f: dict(f.json()))
 
 
-# --- reading -----------------------------------------------------------------------------------------------------------
+# --- reading
+# -----------------------------------------------------------------------------------------------------------
 
 
 def _target(target: str | int) -> Header:
@@ -281,5 +286,3 @@ def _is_log(frame: Frame) -> bool:
 def _folded(frame: Frame) -> SessionState:
     lines = frame.body.split(b"\n") if frame.body else []
     return fold(events.decode(line, index) for index, line in enumerate(lines, 1))
-
-

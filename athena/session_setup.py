@@ -51,8 +51,8 @@ class SessionParts:
 async def build_session(header: Header, init: dict[str, Any], host: Host) -> SessionParts:
     """Everything for one life of a session, its log locked and folded.
 
-    ``init``: ``options``, ``env``, ``cwd``, ``python_path``, ``store``, ``store_options``, ``root``. Raises any error of
-    :mod:`athena.errors` that says which option is wrong, or that the log is held by another process.
+    ``init``: ``options``, ``env``, ``cwd``, ``python_path``, ``store``, ``store_options``, ``root``. Raises any error
+    of :mod:`athena.errors` that says which option is wrong, or that the log is held by another process.
     """
     enter_environment(init)
     session_id = str(header["session"])
@@ -72,7 +72,7 @@ async def _assemble(session_id: str, state: SessionState, log: Log, init: dict[s
     given = init["options"]
     if state.events and given.get("messages"):
         raise InvalidOption(
-            f"option 'messages' cannot seed session {session_id!r}: its log already has {len(state.messages)} messages; "
+            f"option 'messages' cannot seed session {session_id!r}: its log has {len(state.messages)} messages; "
             "leave it out to continue the log",
             option="messages",
             value=f"{len(given['messages'])} messages",
@@ -97,7 +97,8 @@ async def _assemble(session_id: str, state: SessionState, log: Log, init: dict[s
 
 
 def merge_options(recorded: dict[str, Any], given: dict[str, Any]) -> Options:
-    """The options of this life: what the log remembers, overridden by what the caller says. Restrictions only add up."""
+    """The options of this life: what the log remembers, overridden by what the caller says. Restrictions only add
+    up."""
     merged = {**recorded, **given}
     denied = [*recorded.get("disallowed_tools", ()), *given.get("disallowed_tools", ())]
     if denied:
@@ -141,8 +142,8 @@ async def _store(header: Header, init: dict[str, Any], host: Host) -> Store:
 def enter_environment(init: dict[str, Any]) -> None:
     """Make this process the caller's in environment, working directory and import path.
 
-    A session started from a service may name a directory that is gone by the time of a restart: that is an error for the
-    tools that use it, not for the session's start.
+    A session started from a service may name a directory that is gone by the time of a restart: that is an error for
+    the tools that use it, not for the session's start.
     """
     env = init.get("env")
     if env is not None:

@@ -14,7 +14,11 @@ from athena.stores import open_store
 
 
 def read_state(
-    session_id: str, store: str = "jsonl", *, root: str | Path | None = None, store_options: dict[str, Any] | None = None
+    session_id: str,
+    store: str = "jsonl",
+    *,
+    root: str | Path | None = None,
+    store_options: dict[str, Any] | None = None,
 ) -> SessionState:
     """The fold of a stored log; an unknown id gives the empty state."""
     check_session_id(session_id)
@@ -33,9 +37,10 @@ def resume(
 ) -> list[Message] | SessionState | dict[str, Any]:
     """Rebuild a session's history from a store. Needs no process and takes no lock.
 
-    ``as_``: ``"messages"`` a list of :class:`Message`; ``"state"`` the whole :class:`SessionState`; ``"map"`` a dict of
-    ``session_id``, ``messages``, ``last_user``, ``last_assistant`` (the last of each role, or ``None``).
-    ``replay_last_user_turn`` drops what follows the last user message. An unknown id has an empty history (reference 2.4).
+    ``as_``: ``"messages"`` a list of :class:`Message`; ``"state"`` the whole :class:`SessionState`; ``"map"`` a dict
+    of ``session_id``, ``messages``, ``last_user``, ``last_assistant`` (the last of each role, or ``None``).
+    ``replay_last_user_turn`` drops what follows the last user message. An unknown id has an empty history (reference
+    2.4).
 
     Raises :class:`InvalidOption`, :class:`athena.errors.StoreError`.
     """

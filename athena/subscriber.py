@@ -1,7 +1,7 @@
 """What a subscriber sees, and how it stays gap-free over reconnects. Pure: frames in, items out.
 
-The server replays the log after the cursor and then goes live; this side drops what it has seen, keeps the cursor for the
-next connection, and turns partial text that is sent again into the part that was not seen yet.
+The server replays the log after the cursor and then goes live; this side drops what it has seen, keeps the cursor for
+the next connection, and turns partial text that is sent again into the part that was not seen yet.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from athena.wire import Frame
 class StreamDelta:
     """A piece of an answer that is being made. It is not recorded: the ``assistant_message`` event brings the whole.
 
-    ``attempt`` counts tries of this step's model call from 1; a new attempt voids the text before it. ``offset`` is where
-    ``text`` begins, in characters of this ``type`` in this attempt.
+    ``attempt`` counts tries of this step's model call from 1; a new attempt voids the text before it. ``offset`` is
+    where ``text`` begins, in characters of this ``type`` in this attempt.
     """
 
     type: Literal["text", "thinking"]

@@ -1,8 +1,8 @@
 """Which supervisor a client talks to, and how one is started.
 
-Chosen in this order (design 3): the explicit ``supervisor=``, ``ATHENA_SOCKET``, a supervisor that this program embeds
-already, a daemon that answers on the default socket, a new embedded one. An embedded supervisor follows this program by its
-pidfd and is started again, on the same directories, if it dies.
+Chosen in this order (design 3): the explicit ``supervisor=``, ``ATHENA_SOCKET``, a supervisor that this program
+embeds already, a daemon that answers on the default socket, a new embedded one. An embedded supervisor follows this
+program by its pidfd and is started again, on the same directories, if it dies.
 """
 
 from __future__ import annotations
@@ -166,11 +166,13 @@ def _daemon(path: Path) -> DaemonTarget:
     return _daemons.setdefault(path, DaemonTarget(path))
 
 
-# --- starting and stopping processes ------------------------------------------------------------------------------------
+# --- starting and stopping processes
+# ------------------------------------------------------------------------------------
 
 
 def start_daemon() -> dict[str, Any]:
-    """Start the user's daemon in the background. Returns its ready line. Raises :class:`Refused` if one runs already."""
+    """Start the user's daemon in the background. Returns its ready line. Raises :class:`Refused` if one runs
+    already."""
     paths = default_paths()
     return launch_supervisor(paths, default_socket(), "daemon")
 
@@ -287,7 +289,7 @@ def check_import_name() -> None:
     mine = ROOT / "supervisor" / "daemon.py"
     if version is not None:
         raise Refused(
-            f"the package 'supervisor' {version} is installed in this environment and has the same import name as Athena's "
+            f"the package 'supervisor' {version} is installed here and has the same import name as Athena's "
             "supervisor; install one of them in another virtual environment, then reinstall athena-supervisor here"
         )
     if not mine.exists():

@@ -1,10 +1,10 @@
 """The one protocol of both hops, without I/O (design: the wire).
 
-A frame is a 4-byte big-endian length, then a compact JSON header line, a newline, then an opaque body. The header routes;
-the body is relayed untouched and is, for an event, the log line itself.
+A frame is a 4-byte big-endian length, then a compact JSON header line, a newline, then an opaque body. The header
+routes; the body is relayed untouched and is, for an event, the log line itself.
 
-:class:`Framer` turns received bytes into frames, :func:`encode` makes bytes of one frame, :class:`Outbox` decides what is
-written next: control before data, long bodies in parts, so that a reply never waits behind a large event.
+:class:`Framer` turns received bytes into frames, :func:`encode` makes bytes of one frame, :class:`Outbox` decides
+what is written next: control before data, long bodies in parts, so that a reply never waits behind a large event.
 """
 
 from __future__ import annotations

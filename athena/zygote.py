@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 from athena import proctree
+from athena.environment import COOKIE_VARIABLE
 
 PRELOAD = (
     "asyncio.subprocess",
@@ -60,7 +61,6 @@ PRELOAD = (
 """What a child finds imported; ``package.*`` is a package and each of its modules. A name that is not installed is
 skipped (uvloop is optional); one that is there and fails to import ends the zygote."""
 
-COOKIE_VARIABLE = "ATHENA_COOKIE"
 COOKIE_MAX_CHARS = 64
 """Room kept for the cookie in the zygote's environment: each child writes its own over it, in place."""
 

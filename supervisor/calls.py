@@ -1,8 +1,8 @@
 """Requests that wait for a session's child: kept until they are answered, over any number of its lives.
 
-A request is relayed with its body untouched. One that a death left unanswered is delivered again to the next incarnation,
-under the same id and with the same body: every operation is safe to repeat, a message by its ``message_id``. So a caller
-who is blocked in ``send_message`` needs no part in a restart.
+A request is relayed with its body untouched. One that a death left unanswered is delivered again to the next
+incarnation, under the same id and with the same body: every operation is safe to repeat, a message by its
+``message_id``. So a caller who is blocked in ``send_message`` needs no part in a restart.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Calls:
     def __init__(self) -> None:
         self.pending: dict[int, Pending] = {}
         self.sends: dict[str, tuple[Header, bytes]] = {}
-        """By message id, in order: what a new incarnation must be told again, since a message's grants are in no file."""
+        """By message id, in order: what a new incarnation must be told again, since a message's grants are in no
+        file."""
         self._ids = itertools.count(1)
 
     def add(self, channel: Channel, frame: Frame, **extra: object) -> int:

@@ -1,7 +1,7 @@
 """The command table: one small function for each operation a client can ask for.
 
-Operations on a session's content are relayed to its child; what the supervisor knows itself it answers at once, so those
-answers come while a child is frozen.
+Operations on a session's content are relayed to its child; what the supervisor knows itself it answers at once, so
+those answers come while a child is frozen.
 """
 
 from __future__ import annotations
@@ -78,12 +78,17 @@ def session_request(daemon: Daemon, frame: Frame) -> SessionRequest:
     name = given.get("name")
     if name is not None and (not isinstance(name, str) or not name or len(name) > 255 or "\n" in name):
         raise InvalidOption(
-            f"name {name!r} is not legal: 1 to 255 characters on one line", option="name", value=repr(name), expected="a string"
+            f"name {name!r} is not legal: 1 to 255 characters on one line",
+            option="name",
+            value=repr(name),
+            expected="a string",
         )
     store = given.get("store") or "jsonl"
     root = given.get("root") or str(daemon.paths.sessions)
     if store == "jsonl" and not Path(root).is_absolute():
-        raise InvalidOption(f"root {root!r} must be absolute", option="root", value=repr(root), expected="an absolute path")
+        raise InvalidOption(
+            f"root {root!r} must be absolute", option="root", value=repr(root), expected="an absolute path"
+        )
     return SessionRequest(
         session_id=session_id,
         name=name,

@@ -58,6 +58,47 @@ from supervisor.spec import (
     Wanted,
 )
 
+# The driver speaks to the machine in these words, wherever they are defined.
+__all__ = [
+    "TRANSITIONS",
+    "Announce",
+    "BackoffElapsed",
+    "CallError",
+    "CancelTimer",
+    "Died",
+    "Effect",
+    "Exited",
+    "FailCalls",
+    "IllegalTransition",
+    "InitFailed",
+    "Input",
+    "Kill",
+    "KillRequested",
+    "OfIncarnation",
+    "Ready",
+    "Removed",
+    "RestartError",
+    "RestartRefused",
+    "RestartRequested",
+    "SendShutdown",
+    "SessionCore",
+    "SessionSpec",
+    "SetTimer",
+    "Shutdown",
+    "Spawn",
+    "Spawned",
+    "Start",
+    "StartFailed",
+    "StartSucceeded",
+    "StartTimeout",
+    "State",
+    "StopRequested",
+    "StopTimeout",
+    "Timer",
+    "TimerInput",
+    "Wanted",
+]
+
 
 class IllegalTransition(RuntimeError):
     """The driver gave an input that cannot happen in this state. The machine is unchanged. Never crosses the wire."""

@@ -1,7 +1,7 @@
 """One supervisor: its parts put together, from its first line to its last.
 
-Run by the guard as ``python -m supervisor.daemon``, as the user's daemon or embedded for one calling program. It says once,
-on the ready descriptor, that it listens or why it cannot, as one JSON line.
+Run by the guard as ``python -m supervisor.daemon``, as the user's daemon or embedded for one calling program. It says
+once, on the ready descriptor, that it listens or why it cannot, as one JSON line.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from supervisor.core import State
 from supervisor.guard import watch_guard
 from supervisor.keeper import Keeper
 from supervisor.launcher import Launcher, PlainLauncher
-from supervisor.process import ProcessTable
 from supervisor.probe import Probe
+from supervisor.process import ProcessTable
 from supervisor.reaper import Reaper
 from supervisor.registry import Registry
 from supervisor.server import Connection, Server

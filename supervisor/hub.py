@@ -1,8 +1,8 @@
 """Fan-out: one session's events and deltas to any number of subscribers who come, fall behind, go and come back.
 
-A subscriber is on the topic first, is then replayed the log after its cursor, and is live when the replay has caught up; so
-there is no gap and no double (style I4). One that falls behind its byte bound is told ``lagged`` and goes back to its
-replay; it never slows the session or another subscriber. Bytes are relayed as they came.
+A subscriber is on the topic first, is then replayed the log after its cursor, and is live when the replay has caught
+up; so there is no gap and no double (style I4). One that falls behind its byte bound is told ``lagged`` and goes back
+to its replay; it never slows the session or another subscriber. Bytes are relayed as they came.
 """
 
 from __future__ import annotations

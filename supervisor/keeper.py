@@ -271,7 +271,9 @@ class Keeper:
                 assert_never(effect)
 
     def _announce(self, state: State, reason: Reason) -> None:
-        logger.info("session=%s state=%s incarnation=%d reason=%r", self.session_id, state.value, self.core.incarnation, reason)
+        logger.info(
+            "session=%s state=%s incarnation=%d reason=%r", self.session_id, state.value, self.core.incarnation, reason
+        )
         notice = {"kind": "state", "session": self.session_id, "state": state.value, "reason": reason}
         for subscription in self.topic.subscriptions:
             subscription.channel.send(notice, control=True)
@@ -426,7 +428,9 @@ class Keeper:
             body = await asyncio.to_thread(lambda: b"\n".join(event.line for event in self._past(0)))
             reply(channel, client_id, body, source="log")
         except AthenaError as error:
-            reply_error(channel, client_id, Unresponsive(f"session {self.label} does not answer now, and {error.message}"))
+            reply_error(
+                channel, client_id, Unresponsive(f"session {self.label} does not answer now, and {error.message}")
+            )
 
     def _past(self, after: int) -> Iterable[Event]:
         match self.request.store:
@@ -464,7 +468,8 @@ class Keeper:
 
     def _failed_error(self, reason: Reason) -> SessionFailed:
         return SessionFailed(
-            f"session {self.label} has failed: {reason!r}; its log is kept, start it again under its id to go on", reason=reason
+            f"session {self.label} has failed: {reason!r}; its log is kept, start it again under its id to go on",
+            reason=reason,
         )
 
     # --- plumbing

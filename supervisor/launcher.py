@@ -22,39 +22,11 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from athena import proctree
+from athena.environment import COOKIE_VARIABLE, scrubbed_environment
 from athena.errors import InvalidOption, StartError
 from supervisor import trampoline
 from supervisor.logfile import LogFile
-from supervisor.process import COOKIE_VARIABLE, OsProcess, ProcessTable, wait_readable
-
-ROOT = Path(__file__).resolve().parents[1]
-"""The directory that ``athena`` and ``supervisor`` are imported from."""
-
-INHERITED_VARIABLES = frozenset(
-    {
-        "ATHENA_HOME",
-        "ATHENA_TEST_TIME_UNIT",
-        "HOME",
-        "LANG",
-        "LANGUAGE",
-        "LD_LIBRARY_PATH",
-        "LOGNAME",
-        "PATH",
-        "SHELL",
-        "SSL_CERT_DIR",
-        "SSL_CERT_FILE",
-        "TMPDIR",
-        "TZ",
-        "USER",
-        "XDG_CACHE_HOME",
-        "XDG_CONFIG_HOME",
-        "XDG_DATA_HOME",
-        "XDG_RUNTIME_DIR",
-        "XDG_STATE_HOME",
-    }
-)
-"""All that a scrubbed environment keeps, besides ``LC_*``. A forked child's ``/proc/<pid>/environ`` shows it for ever,
-so it names what is harmless instead of guessing what is secret."""
+from supervisor.process import OsProcess, ProcessTable, wait_readable
 
 COOKIE_PATTERN = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
@@ -102,14 +74,6 @@ class Launcher(Protocol):
 
     async def close(self) -> None:
         """End the launcher's own helpers. Children live on."""
-
-
-def scrubbed_environment(source: Mapping[str, str], **extra: str) -> dict[str, str]:
-    """What of `source` an Athena process is exec'd with, and `extra`. See :data:`INHERITED_VARIABLES`."""
-    kept = {key: value for key, value in source.items() if key in INHERITED_VARIABLES or key.startswith("LC_")}
-    if not ROOT.is_relative_to(sys.prefix):
-        kept["PYTHONPATH"] = str(ROOT)  # run from a source tree: an interpreter finds Athena only if told where
-    return kept | extra
 
 
 class Pipes:

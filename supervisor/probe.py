@@ -69,7 +69,9 @@ class Probe:
             self._silent_s[keeper] += TICK_S
         limit = keeper.request.spec.hang_timeout
         if isinstance(limit, int | float) and self._silent_s[keeper] >= limit:
-            logger.error("session=%s pid=%s is silent for %s s: killing it as hung", keeper.session_id, keeper.os_pid, limit)
+            logger.error(
+                "session=%s pid=%s is silent for %s s: killing it as hung", keeper.session_id, keeper.os_pid, limit
+            )
             self._forget(keeper)
             keeper.dump_stacks()
             asyncio.get_running_loop().call_later(DUMP_S, self._kill, keeper, keeper.core.incarnation)

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 from athena import proctree
 from athena.errors import Reason
-from supervisor.process_table import COOKIE_VARIABLE, ProcessTable, hunt_down, wait_readable
+from supervisor.process_table import ProcessTable, hunt_down, wait_readable
 
 __all__ = [
-    "COOKIE_VARIABLE",
     "UNKNOWN",
     "ExitStatus",
     "OsProcess",
@@ -77,7 +76,8 @@ def _is_clean(reason: Reason) -> bool:
 class OsProcess:
     """One launched child. Owns ``pidfd`` and closes it when the death is over; safe to signal at any time.
 
-    ``cookie`` is the value of :data:`COOKIE_VARIABLE` in its environment, unique to this incarnation; empty for none.
+    ``cookie`` is the value of :data:`athena.environment.COOKIE_VARIABLE` in its environment, unique to this
+    incarnation; empty for none.
     """
 
     def __init__(self, pid: int, pidfd: int, start_time: int, *, cookie: str, table: ProcessTable) -> None:

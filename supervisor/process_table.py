@@ -14,9 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from athena import proctree
-
-COOKIE_VARIABLE = "ATHENA_COOKIE"
-"""The environment variable by which everything that a child started is known as that child's."""
+from athena.environment import COOKIE_VARIABLE
 
 TREE_LIMIT_S = 5.0
 """How long a death waits for the last process of the tree. Only one in uninterruptible sleep can outlast SIGKILL; the

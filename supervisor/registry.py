@@ -32,7 +32,7 @@ class Registry:
         taken = self.by_id.get(session_id) or (self.by_name.get(name) if name else None)
         if taken is not None:
             raise AlreadyStarted(
-                f"session {taken.label} is already running (pid {taken.os_pid or 'starting'}); attach to it, or stop it first",
+                f"session {taken.label} is already running (pid {taken.os_pid or 'starting'}); attach to it or stop it",
                 pid=taken.pid_value(),
                 session_id=taken.session_id,
             )

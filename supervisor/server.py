@@ -72,7 +72,7 @@ class Connection:
         theirs = (frame.header.get("protocol"), frame.header.get("product"))
         if theirs != (PROTOCOL, PRODUCT):
             error = VersionMismatch(
-                f"this supervisor is {PRODUCT} (protocol {PROTOCOL}), the client is {theirs[1]} (protocol {theirs[0]}); "
+                f"this supervisor is {PRODUCT} (protocol {PROTOCOL}), the client {theirs[1]} (protocol {theirs[0]}); "
                 "install the same release on both sides, or restart the supervisor",
                 ours=[PROTOCOL, PRODUCT],
                 theirs=list(theirs),
@@ -117,7 +117,9 @@ class Server:
         try:
             listener.bind(str(self.path))
         except OSError as error:
-            raise StoreError(f"cannot listen at {str(self.path)!r}: {error.strerror}; set ATHENA_SOCKET or ATHENA_HOME") from None
+            raise StoreError(
+                f"cannot listen at {str(self.path)!r}: {error.strerror}; set ATHENA_SOCKET or ATHENA_HOME"
+            ) from None
         finally:
             os.umask(before)
         loop = asyncio.get_running_loop()
@@ -130,7 +132,9 @@ class Server:
         except FileNotFoundError:
             return
         if not self.path.is_socket() or info.st_uid != os.geteuid():
-            raise Refused(f"{str(self.path)!r} is in the way and is no socket of this user; remove it or set ATHENA_SOCKET")
+            raise Refused(
+                f"{str(self.path)!r} is in the way and is no socket of this user; remove it or set ATHENA_SOCKET"
+            )
         probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         probe.settimeout(1.0)
         try:
@@ -138,7 +142,9 @@ class Server:
         except (ConnectionRefusedError, FileNotFoundError):
             self.path.unlink(missing_ok=True)
         except OSError as error:
-            raise Refused(f"cannot tell whether {str(self.path)!r} is in use: {error}; remove it if it is not") from None
+            raise Refused(
+                f"cannot tell whether {str(self.path)!r} is in use: {error}; remove it if it is not"
+            ) from None
         else:
             raise Refused(f"another program listens at {str(self.path)!r}; stop it or set ATHENA_SOCKET")
         finally:

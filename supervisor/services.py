@@ -1,7 +1,7 @@
 """Programs that sessions share, started on first use: the embedded model's server is one.
 
-A service is named by who asks for it; all who name it get the same process. It is restarted like any permanent child, and
-who uses it asks again before each use, so a new address after a restart reaches everybody.
+A service is named by who asks for it; all who name it get the same process. It is restarted like any permanent child,
+and who uses it asks again before each use, so a new address after a restart reaches everybody.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
 
+from athena.environment import scrubbed_environment
 from athena.errors import AthenaError, InvalidOption, Reason, StartError
 from supervisor import core
 from supervisor.core import SessionCore, State
-from supervisor.launcher import Launched, Launcher, LaunchRequest, scrubbed_environment
+from supervisor.launcher import Launched, Launcher, LaunchRequest
 from supervisor.process import OsProcess, exit_reason
 from supervisor.restart import Restart
 from supervisor.spec import SessionSpec
@@ -47,7 +48,9 @@ class ServiceSpec:
             case {"name": str(name), "argv": [*argv], **rest} if argv and all(isinstance(a, str) for a in argv):
                 return ServiceSpec(name, tuple(argv), dict(rest.get("env") or {}))
             case _:
-                raise InvalidOption("a service needs name and argv", option="service", value=repr(value), expected="argv")
+                raise InvalidOption(
+                    "a service needs name and argv", option="service", value=repr(value), expected="argv"
+                )
 
 
 class Service:
@@ -143,7 +146,7 @@ class Service:
 
     async def _live(self, incarnation: int) -> None:
         self._intended = None
-        env = scrubbed_environment(os.environ) | self.spec.env
+        env = self.spec.env | scrubbed_environment(os.environ)
         argv = [sys.executable if a == "{python}" else a for a in self.spec.argv]
         request = LaunchRequest(kind="program", cookie=self._new_cookie(), log_path=self.log_file, argv=argv, env=env)
         try:
@@ -188,7 +191,9 @@ class Service:
             self._stdin = None
 
     def _error(self, reason: Reason) -> StartError:
-        return StartError(f"service {self.spec.name!r} did not start: {reason!r}; its output is in {self.log_file}", reason=reason)
+        return StartError(
+            f"service {self.spec.name!r} did not start: {reason!r}; its output is in {self.log_file}", reason=reason
+        )
 
     def _answer(self, outcome: dict[str, Any] | StartError) -> None:
         waiters, self._waiters = self._waiters, []

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from athena.environment import COOKIE_VARIABLE, scrubbed_environment
 from athena.errors import StartError
 from supervisor.launcher import (
     Disposals,
@@ -23,11 +24,10 @@ from supervisor.launcher import (
     Pipes,
     PlainLauncher,
     own,
-    scrubbed_environment,
     spawn,
 )
 from supervisor.logfile import LogFile
-from supervisor.process import COOKIE_VARIABLE, OsProcess, ProcessTable
+from supervisor.process import OsProcess, ProcessTable
 from supervisor.zygote_process import ZygoteDied, ZygoteProcess
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,9 @@ import json
 import socket
 from collections.abc import Sequence
 
+from athena.environment import ROOT
 from athena.errors import StartError
-from supervisor.launcher import ROOT, Disposals, LaunchRequest
+from supervisor.launcher import Disposals, LaunchRequest
 from supervisor.process import OsProcess, ProcessTable, wait_readable
 from supervisor.process_table import hunt_down
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from athena import proctree
-from supervisor.launcher import Launched, LaunchRequest, own, scrubbed_environment, spawn
+from athena.environment import scrubbed_environment
+from supervisor.launcher import Launched, LaunchRequest, own, spawn
 from supervisor.process import OsProcess, ProcessTable, wait_readable
 from tests.helpers import TIME_UNIT
 

@@ -16,7 +16,7 @@ import pytest
 
 import supervisor.guard
 from athena import proctree
-from supervisor.launcher import scrubbed_environment
+from athena.environment import scrubbed_environment
 from supervisor.process import ProcessTable
 from tests.helpers import TIME_UNIT, wait_until
 from tests.process_fixtures import is_gone, table

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from athena import proctree, zygote
+from athena.environment import scrubbed_environment
 from athena.errors import InvalidOption, StartError
-from supervisor.launcher import Launcher, LaunchRequest, PlainLauncher, scrubbed_environment
+from supervisor.launcher import Launcher, LaunchRequest, PlainLauncher
 from supervisor.logfile import KEEP_BYTES, ROTATE_AT_START_BYTES, TRIM_BYTES, LogFile
 from supervisor.process import ExitStatus, ProcessTable
 from supervisor.zygote_launcher import ZygoteLauncher

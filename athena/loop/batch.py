@@ -1,7 +1,7 @@
 """Running the calls of one answer: permission, intent, effect, result, in the model's order.
 
-Neighbouring calls that are safe beside each other run at once; any other call runs alone, after all before it and before
-all behind it, so a read that the model asked for before a write sees the old file.
+Neighbouring calls that are safe beside each other run at once; any other call runs alone, after all before it and
+before all behind it, so a read that the model asked for before a write sees the old file.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from athena.tools.base import Tool, ToolContext
 from athena.tools.execute import run_tool
 
 IN_DOUBT = (
-    "The process died while this call was running, so its outcome is unknown: it may have had its full effect, part of it or "
-    "none. It was not run again. Check the current state before you repeat it."
+    "The process died while this call was running, so its outcome is unknown: it may have had its full effect, part of "
+    "it or none. It was not run again. Check the current state before you repeat it."
 )
 INTERRUPTED_STARTED = "Interrupted while running; it may have had part of its effect. Check before you repeat it."
 INTERRUPTED = "Interrupted before it ran; it had no effect."

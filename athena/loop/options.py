@@ -1,4 +1,5 @@
-"""The options of a session and of a turn: one pydantic model, one table of what is refused, one table of what is secret.
+"""The options of a session and of a turn: one pydantic model, one table of what is refused, one table of what is
+secret.
 
 Names and defaults are the reference's latest column. An option of the reference that Athena doesn't support yet is
 refused by name; nothing is accepted and ignored.
@@ -155,7 +156,10 @@ def refuse_unknown(values: dict[str, Any]) -> None:
     for name, value in values.items():
         if name in UNSUPPORTED:
             raise UnsupportedOption(
-                f"option {name!r} is {UNSUPPORTED[name]}; leave it out", option=name, value=_short(value), expected="absent"
+                f"option {name!r} is {UNSUPPORTED[name]}; leave it out",
+                option=name,
+                value=_short(value),
+                expected="absent",
             )
         if name not in Options.model_fields:
             near = difflib.get_close_matches(name, Options.model_fields, 1)

@@ -10,7 +10,8 @@ from athena.providers.base import ModelRequest
 from athena.tools.base import Tool
 
 PLAN_NOTE = (
-    "You are in plan mode: only tools that change nothing will run. Read, search and think, then describe what you would do."
+    "You are in plan mode: only tools that change nothing will run. Read, search and think, then describe what you "
+    "would do."
 )
 
 

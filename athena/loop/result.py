@@ -27,10 +27,10 @@ FINISH_REASONS: dict[str, Category] = {
 class Result:
     """The outcome of one turn.
 
-    ``text`` is the last assistant text of the turn that is not blank, or ``None``. ``messages`` is the whole history up to
-    the end of the turn. ``iterations`` counts the steps that were followed by another, so a one-step answer has 0
-    (reference 5.1). ``duration_ms`` is wall time from the turn's start, restarts included. ``error`` is the error's wire
-    form when the turn ended with one.
+    ``text`` is the last assistant text of the turn that is not blank, or ``None``. ``messages`` is the whole history
+    up to the end of the turn. ``iterations`` counts the steps that were followed by another, so a one-step answer has
+    0 (reference 5.1). ``duration_ms`` is wall time from the turn's start, restarts included. ``error`` is the error's
+    wire form when the turn ended with one.
     """
 
     text: str | None

@@ -1,7 +1,7 @@
 """The fold: what a log says. Pure: events in, state out; no clock, no I/O.
 
-A first run and a recovery use this same fold: the runner applies each event after it recorded it, a new child applies the
-recorded ones. The state holds values only; what to do next is decided in :mod:`athena.loop.step`.
+A first run and a recovery use this same fold: the runner applies each event after it recorded it, a new child applies
+the recorded ones. The state holds values only; what to do next is decided in :mod:`athena.loop.step`.
 """
 
 from __future__ import annotations
@@ -214,7 +214,9 @@ def _tool_result(state: SessionState, event: Event) -> None:
         return
     call.status = event.data.get("status") or ("error" if message.tool_results[0].is_error else "ok")
     # Results are recorded as they finish and read back in the order of the calls: a provider wants them so.
-    before = sum(1 for c in turn.calls.values() if c.status is not None and c is not call and c.position < call.position)
+    before = sum(
+        1 for c in turn.calls.values() if c.status is not None and c is not call and c.position < call.position
+    )
     base = next(iter(turn.calls.values())).position
     state.messages.insert(base + before, message)
     turn.tool_calls_made += 1

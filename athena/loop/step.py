@@ -88,7 +88,8 @@ def _cap(state: SessionState, limits: Limits) -> Finish | None:
         return Finish("error_max_turns", f"max_iterations={limits.max_iterations} reached")
     if limits.max_consecutive_mistakes is not None and turn.mistakes >= limits.max_consecutive_mistakes:
         return Finish(
-            "error_consecutive_mistakes", f"every call failed in {turn.mistakes} steps in a row (max_consecutive_mistakes)"
+            "error_consecutive_mistakes",
+            f"every call failed in {turn.mistakes} steps in a row (max_consecutive_mistakes)",
         )
     cost = turn.usage.cost_usd
     if limits.max_budget_usd is not None and cost is not None and cost >= limits.max_budget_usd:

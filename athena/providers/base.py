@@ -6,7 +6,7 @@ pure functions turn a :class:`ModelRequest` into a body and chunks into :class:`
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -76,7 +76,7 @@ class Provider(Protocol):
     name: str
     default_model: str | None
 
-    def stream(self, request: ModelRequest) -> AsyncIterator[Delta | ModelResponse]:
+    def stream(self, request: ModelRequest) -> AsyncGenerator[Delta | ModelResponse, None]:
         """Yield deltas as they arrive, then exactly one :class:`ModelResponse`, last.
 
         Raises :class:`athena.errors.ProviderError` and nothing else but cancellation. Closing the iterator or

@@ -1,8 +1,9 @@
 """A real model without a key or a network: a GGUF file on llama.cpp's own server (see :mod:`.local_server`).
 
 The server is a program that the sessions with one model share. Athena's supervisor runs it from :func:`service_spec`
-and passes its address in ``options["local_endpoint"]``; without that, the provider runs one for itself and ends it
-when it is closed.
+when ``options["ask_service"]`` asks for it, before each call, so that a restarted server's new address is found. A
+server that runs elsewhere is given in ``options["local_endpoint"]``; with neither, the provider runs one for itself and
+ends it when it is closed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from athena.providers import local_prompt, openai_wire
 from athena.providers.base import Delta, ModelRequest, ModelResponse, Provider, ProviderSettings, ToolSpec
 from athena.providers.http import Endpoint
 from athena.providers.local_server import MODEL_ALIAS
-from athena.providers.local_service import CTX_TOKENS, SLOTS, GivenServer, OwnServer, model_path, service_spec
+from athena.providers.local_service import (
+    CTX_TOKENS,
+    SLOTS,
+    GivenServer,
+    OwnServer,
+    SharedServer,
+    model_path,
+    service_spec,
+)
 from athena.providers.openai import read_chunk
 
 __all__ = ["LocalProvider", "create", "model_path", "service_spec"]
@@ -27,8 +36,11 @@ _TEMPERATURE = 0.2
 
 
 def create(settings: ProviderSettings) -> Provider:
-    """The provider for ``options["local_endpoint"]``, else one with its own server. Raises :class:`InvalidOption`."""
+    """The provider with the server that ``settings.options`` tell of. Raises :class:`InvalidOption`."""
     given = settings.options.get("local_endpoint")
+    ask = settings.options.get("ask_service")
+    if given is None and ask is not None:
+        return LocalProvider(settings, SharedServer(service_spec(settings.model, settings.env), ask))
     if given is None:
         return LocalProvider(settings, OwnServer(service_spec(settings.model, settings.env)))
     if not isinstance(given, dict) or not isinstance(given.get("base_url"), str):
@@ -57,7 +69,7 @@ class LocalProvider:
 
     name = "local"
 
-    def __init__(self, settings: ProviderSettings, server: GivenServer | OwnServer) -> None:
+    def __init__(self, settings: ProviderSettings, server: GivenServer | OwnServer | SharedServer) -> None:
         self.default_model: str | None = settings.model or MODEL_ALIAS
         self._settings = settings
         self._server = server

@@ -11,14 +11,14 @@ import importlib.util
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from athena.errors import InvalidOption, ProviderError
+from athena.errors import AthenaError, InvalidOption, ProviderError
 from athena.providers.local_server import KEY_VARIABLE
 
 BUNDLED_NAMES = (None, "", "local", "smollm2", "SmolLM2-135M-Instruct")
@@ -101,6 +101,25 @@ class GivenServer:
 
     async def aclose(self) -> None:
         """It is not ours to end."""
+
+
+class SharedServer:
+    """A server that the supervisor keeps for all sessions with this model. ``ask`` starts it on first use."""
+
+    def __init__(self, spec: dict[str, Any], ask: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
+        self._spec = spec
+        self._ask = ask
+
+    async def address(self) -> tuple[str, str | None]:
+        """Where it listens now, and its key: the first asker's, which the supervisor holds."""
+        try:
+            ready = await self._ask(self._spec)
+        except AthenaError as error:
+            raise ProviderError(error.message, kind="transport", status=None, provider="local") from error
+        return ready["base_url"], ready["env"].get(KEY_VARIABLE)
+
+    async def aclose(self) -> None:
+        """The supervisor's to end."""
 
 
 class OwnServer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random as _random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, cast
 
@@ -48,7 +48,7 @@ async def stream_with_retries(
     sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
     random: Callable[[], float] = _random.random,
     on_attempt: OnAttempt | None = None,
-) -> AsyncIterator[tuple[int, Delta | ModelResponse]]:
+) -> AsyncGenerator[tuple[int, Delta | ModelResponse], None]:
     """Yield ``(attempt, piece)``, attempts counted from 1; a higher number voids all text of the lower ones.
 
     Raises the last :class:`ProviderError` when attempts are used up or a repetition makes no sense.

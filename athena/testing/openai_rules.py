@@ -1,4 +1,5 @@
-"""The published rules of chat completion requests, as one check. See https://platform.openai.com/docs/api-reference/chat."""
+"""The published rules of chat completion requests, as one check. See
+https://platform.openai.com/docs/api-reference/chat."""
 
 from __future__ import annotations
 

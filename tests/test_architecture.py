@@ -1,0 +1,345 @@
+"""The shape of the code: who imports whom, what is pure, how large things get. Read from the source, nothing is run.
+
+A row in a table below is an exception with its reason; a row that is not needed any more fails, so that none outlives
+its reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("athena", "supervisor")
+
+# --- the rules -------------------------------------------------------------------------------------------------------
+
+SUPERVISOR_MAY_IMPORT = (
+    "athena.channel", "athena.config", "athena.environment", "athena.errors", "athena.events", "athena.messages",
+    "athena.proctree", "athena.stores", "athena.wire",
+)  # fmt: skip
+"""Values, wire, channel and stores (design 10), and how process trees are ended. Never a loop, a provider or a tool."""
+
+IMPURE_MODULES = frozenset(
+    {
+        "asyncio", "concurrent", "ctypes", "fcntl", "httpx", "logging", "multiprocessing", "os", "pathlib", "random",
+        "secrets", "select", "shutil", "signal", "socket", "subprocess", "sys", "tempfile", "threading", "time", "uvloop",
+    }
+)  # fmt: skip
+"""What can wait, look at the world, or tell the time."""
+
+PURE: dict[str, dict[str, str]] = {
+    "athena/bash_commands.py": {},
+    "athena/bash_rules.py": {},
+    "athena/errors.py": {},
+    "athena/events.py": {"os": "random uuids for new events", "datetime": "their wall clock"},
+    "athena/loop/request.py": {},
+    "athena/loop/result.py": {},
+    "athena/loop/state.py": {},
+    "athena/loop/step.py": {},
+    "athena/messages.py": {"secrets": "ids for calls whose provider gave none"},
+    "athena/permissions.py": {},
+    "athena/pid.py": {},
+    "athena/subscriber.py": {},
+    "athena/wire.py": {},
+    "supervisor/core.py": {},
+    "supervisor/registry.py": {},
+    "supervisor/restart.py": {},
+    "supervisor/spec.py": {},
+}
+"""The pure set, with what each may import of :data:`IMPURE_MODULES` all the same, and why."""
+
+THIRD_PARTY: dict[str, tuple[str, ...]] = {
+    "httpx": ("athena/providers/", "athena/zygote.py"),  # the zygote warms a client up before it forks
+    "httpx_sse": ("athena/providers/",),
+    "orjson": ("athena/",),
+    "psutil": ("supervisor/", "athena/cli/"),
+    "pydantic": ("athena/loop/options.py", "athena/tools/", "athena/providers/mock_script.py", "athena/testing/"),
+    "pytest": ("athena/testing/store_contract.py",),
+    "rich": ("athena/cli/",),
+    "typer": ("athena/cli/",),
+    "click": ("athena/cli/",),
+    "uvloop": ("athena/child.py", "supervisor/daemon.py"),
+    "xllamacpp": ("athena/providers/local_server.py",),
+}
+"""Where each package from outside may be imported. A new one needs a row."""
+
+STANDARD_LIBRARY_ONLY = {
+    "athena/proctree.py": "the guard imports it without site-packages",
+    "supervisor/guard.py": "run with -I -S: it must start when nothing else does",
+    "supervisor/trampoline.py": "likewise",
+}
+
+UNWANTED_NAMES = frozenset({"common", "core_utils", "helper", "helpers", "manager", "misc", "util", "utils"})
+
+FUNCTION_LINES, FUNCTION_LINES_MAX = 40, 60
+FILE_LINES, FILE_LINES_MAX = 300, 500
+POSITIONAL_MAX = 5
+
+LONG_FILES: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {}
+MANY_POSITIONAL: dict[str, str] = {}
+
+# --- reading the source -----------------------------------------------------------------------------------------------
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One source file."""
+
+    path: str
+    text: str
+    tree: ast.Module
+
+    @property
+    def imports(self) -> set[str]:
+        """Full names of what it imports at run time, wherever in the file; for type checking only is no dependency."""
+        return {name for node in self._run_time() for name in _imported(node)}
+
+    def functions(self) -> Iterator[tuple[str, Function]]:
+        """Every function with its dotted name."""
+        yield from _functions(self.tree, "")
+
+    def _run_time(self) -> Iterator[ast.AST]:
+        stack: list[ast.AST] = [self.tree]
+        while stack:
+            node = stack.pop()
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                stack += node.orelse
+                continue
+            yield node
+            stack += ast.iter_child_nodes(node)
+
+
+def _imported(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute"
+        package = str(node.module)
+        # `from athena import wire` names a module; `from athena.wire import Frame` names something in one.
+        return {f"{package}.{alias.name}" for alias in node.names if _is_module(f"{package}.{alias.name}")} or {package}
+    return set()
+
+
+def _is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def _functions(node: ast.AST, prefix: str) -> Iterator[tuple[str, Function]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, Function | ast.ClassDef):
+            name = f"{prefix}{child.name}"
+            if isinstance(child, Function):
+                yield name, child
+            yield from _functions(child, f"{name}.")
+        else:
+            yield from _functions(child, prefix)
+
+
+@functools.cache
+def modules() -> dict[str, Module]:
+    """All source files of both packages, by path from the root."""
+    found = {}
+    for package in PACKAGES:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            path, text = str(file.relative_to(ROOT)), file.read_text(encoding="utf-8")
+            found[path] = Module(path, text, ast.parse(text))
+    return found
+
+
+def _under(name: str, allowed: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in allowed)
+
+
+def _check(violations: list[str]) -> None:
+    assert not violations, "\n".join(["", *violations])
+
+
+# --- who imports whom -------------------------------------------------------------------------------------------------
+
+
+def test_athena_never_imports_the_supervisor() -> None:
+    _check([m.path for m in modules().values() if m.path.startswith("athena/") and any(_under(i, ("supervisor",)) for i in m.imports)])
+
+
+def test_the_supervisor_imports_only_values_wire_channel_and_stores() -> None:
+    violations = []
+    for module in modules().values():
+        if module.path.startswith("supervisor/"):
+            foreign = {i for i in module.imports if _under(i, ("athena",)) and not _under(i, SUPERVISOR_MAY_IMPORT)}
+            violations += [f"{module.path} imports {name}" for name in sorted(foreign)]
+    _check(violations)
+
+
+def test_what_the_supervisor_imports_brings_in_no_loop_provider_or_tool() -> None:
+    reached, queue = set(), list(SUPERVISOR_MAY_IMPORT)
+    while queue:
+        name = queue.pop()
+        if name in reached:
+            continue
+        reached.add(name)
+        path = name.replace(".", "/")
+        module = modules().get(f"{path}.py") or modules().get(f"{path}/__init__.py")
+        queue += [i for i in (module.imports if module else ()) if _under(i, ("athena",))]
+    heavy = ("athena.loop", "athena.providers", "athena.tools", "athena.runner", "athena.session", "athena.cli")
+    _check([name for name in sorted(reached) if _under(name, heavy)])
+
+
+@pytest.mark.parametrize("path", PURE)
+def test_the_pure_set_neither_waits_nor_looks_at_the_world(path: str) -> None:
+    module = modules()[path]
+    impure = {name.partition(".")[0] for name in module.imports} & IMPURE_MODULES
+    _check([f"{path} imports {name}" for name in sorted(impure - set(PURE[path]))])
+    _check([f"{path} is pure and has {name!r}" for name, node in module.functions() if isinstance(node, ast.AsyncFunctionDef)])
+
+
+@pytest.mark.parametrize("path", PURE)
+def test_the_pure_set_imports_only_values_of_ours(path: str) -> None:
+    """A pure file may use pure files, and value classes that live beside a plug-in's interface."""
+    values = {"athena.loop.options", "athena.providers.base", "athena.tools.base"}
+    pure = {p.removesuffix(".py").replace("/", ".") for p in PURE}
+    ours = {name for name in modules()[path].imports if _under(name, PACKAGES)}
+    _check([f"{path} imports {name}" for name in sorted(ours - pure - values)])
+
+
+def test_a_package_from_outside_is_imported_only_where_it_belongs() -> None:
+    violations = []
+    for module in modules().values():
+        for name in {i.partition(".")[0] for i in module.imports} - set(sys.stdlib_module_names) - set(PACKAGES):
+            places = THIRD_PARTY.get(name)
+            if places is None or not module.path.startswith(places):
+                violations.append(f"{module.path} imports {name}")
+    _check(violations)
+
+
+@pytest.mark.parametrize("path", STANDARD_LIBRARY_ONLY)
+def test_what_runs_without_site_packages_needs_none(path: str) -> None:
+    allowed = ("athena.proctree", "supervisor.process", "supervisor")
+    foreign = {i for i in modules()[path].imports if i.partition(".")[0] not in sys.stdlib_module_names}
+    _check([f"{path} imports {name}" for name in sorted(foreign) if not _under(name, allowed)])
+
+
+def test_every_dependency_is_used_and_every_use_is_a_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [name for group in project["optional-dependencies"].values() for name in group]
+    declared = {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in [*project["dependencies"], *extras]}
+    used = {i.partition(".")[0] for m in modules().values() for i in m.imports} & set(THIRD_PARTY)
+    come_along = {"click": "typer is made of it", "pytest": "who runs the store contract has it"}
+    assert used - set(come_along) <= declared
+    assert declared <= used
+
+
+# --- size and form ------------------------------------------------------------------------------------------------------
+
+
+def _lines(function: Function) -> int:
+    """Lines of a function, its docstring left out."""
+    whole = (function.end_lineno or function.lineno) - function.lineno + 1
+    first = function.body[0]
+    if ast.get_docstring(function, clean=False) is not None:
+        whole -= (first.end_lineno or first.lineno) - first.lineno + 1
+    return whole
+
+
+def test_files_stay_small() -> None:
+    lengths = {m.path: m.text.count("\n") for m in modules().values()}
+    _check([f"{path}: {n} lines, at most {FILE_LINES_MAX}" for path, n in lengths.items() if n > FILE_LINES_MAX])
+    _check([f"{p}: {n} lines, needs a reason" for p, n in lengths.items() if n > FILE_LINES and p not in LONG_FILES])
+    _check([f"{path} needs its row no more" for path in LONG_FILES if lengths.get(path, 0) <= FILE_LINES])
+
+
+def test_functions_stay_small() -> None:
+    lengths = {f"{m.path}:{name}": _lines(node) for m in modules().values() for name, node in m.functions()}
+    _check([f"{key}: {n} lines, at most {FUNCTION_LINES_MAX}" for key, n in lengths.items() if n > FUNCTION_LINES_MAX])
+    _check([f"{k}: {n} lines, needs a reason" for k, n in lengths.items() if n > FUNCTION_LINES and k not in LONG_FUNCTIONS])
+    _check([f"{key} needs its row no more" for key in LONG_FUNCTIONS if lengths.get(key, 0) <= FUNCTION_LINES])
+
+
+def test_functions_take_few_positional_arguments() -> None:
+    counts = {}
+    for module in modules().values():
+        for name, node in module.functions():
+            given = [a.arg for a in [*node.args.posonlyargs, *node.args.args] if a.arg not in ("self", "cls")]
+            counts[f"{module.path}:{name}"] = len(given)
+    _check([f"{key}: {n} positional" for key, n in counts.items() if n > POSITIONAL_MAX and key not in MANY_POSITIONAL])
+    _check([f"{key} needs its row no more" for key in MANY_POSITIONAL if counts.get(key, 0) <= POSITIONAL_MAX])
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    empty = [m.path for m in modules().values() if not ast.get_docstring(m.tree) and m.text.strip()]
+    _check([f"{path} has no docstring" for path in empty])
+
+
+def test_every_public_function_and_class_says_what_it_does() -> None:
+    """Methods that a base class or a protocol explains are left to it; so are commands, whose help is their docstring."""
+    violations = []
+    for module in modules().values():
+        for node in module.tree.body:
+            if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_") and not ast.get_docstring(node):
+                violations.append(f"{module.path}: {node.name} has no docstring")
+    _check(violations)
+
+
+def test_modules_have_names_that_say_something() -> None:
+    _check([path for path in modules() if set(Path(path).with_suffix("").parts) & UNWANTED_NAMES])
+
+
+def test_broad_handlers_are_only_where_the_house_has_them() -> None:
+    """`except Exception` or broader without a re-raise: each place is a border, and says so in a comment."""
+    violations = []
+    for module in modules().values():
+        lines = module.text.splitlines()
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ExceptHandler) and _is_broad(node) and not _reraises(node):
+                beside = " ".join(lines[node.lineno - 2 : node.body[0].lineno])
+                if "#" not in beside:
+                    violations.append(f"{module.path}:{node.lineno} catches everything and does not say why")
+    _check(violations)
+
+
+def _is_broad(handler: ast.ExceptHandler) -> bool:
+    names = {n.id for n in ast.walk(handler.type) if isinstance(n, ast.Name)} if handler.type else {"BaseException"}
+    return bool(names & {"Exception", "BaseException"})
+
+
+def _reraises(handler: ast.ExceptHandler) -> bool:
+    return any(isinstance(node, ast.Raise) for node in ast.walk(handler))
+
+
+DIRTY_PATHS = re.compile(r"(?<![\w.}/-])/(work|root|opt|mnt|Users|home/[a-z])(?=[/\s\"'`]|$)")
+ABSOLUTE_EXAMPLES = {"tests/test_architecture.py": "this rule's own words"}
+
+
+def test_no_path_of_a_development_machine_is_in_the_repository() -> None:
+    violations = []
+    for file in _texts():
+        path = str(file.relative_to(ROOT))
+        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            if path not in ABSOLUTE_EXAMPLES and (found := DIRTY_PATHS.search(line)):
+                violations.append(f"{path}:{number}: {found.group()} in {line.strip()[:80]}")
+    _check(violations)
+
+
+def test_nothing_is_left_to_do_in_a_comment() -> None:
+    words = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
+    _check([str(f.relative_to(ROOT)) for f in _texts() if words.search(f.read_text(encoding="utf-8", errors="replace"))])
+
+
+def _texts() -> Iterator[Path]:
+    for top in ("athena", "supervisor", "tests", "scripts", "docs", ".ci"):
+        for file in sorted((ROOT / top).rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts and "data" not in file.parts:
+                yield file
+    yield from (ROOT / name for name in ("Makefile", "README.md", "CHANGELOG.md", "pyproject.toml") if (ROOT / name).exists())
