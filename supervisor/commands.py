@@ -20,11 +20,11 @@ from athena.events import check_session_id, new_session_id
 from athena.stores.jsonl import JsonlStore
 from athena.wire import Frame, dumps
 from supervisor.calls import reply
-from supervisor.core import State
 from supervisor.keeper import Keeper, SessionRequest
 from supervisor.server import Connection
 from supervisor.services import ServiceSpec
 from supervisor.spec import SessionSpec
+from supervisor.vocabulary import State
 
 if TYPE_CHECKING:
     from supervisor.daemon import Daemon
@@ -187,7 +187,7 @@ async def _monitor(daemon: Daemon, connection: Connection, frame: Frame) -> None
 
 
 async def _demonitor(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    reference = (frame.json() or {}).get("ref")
+    reference = int((frame.json() or {}).get("ref") or 0)
     keeper = connection.monitors.pop(reference, None)
     if keeper is not None:
         keeper.monitors.pop(reference, None)

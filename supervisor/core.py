@@ -21,7 +21,8 @@ from typing import Any
 
 from athena.errors import Reason
 from supervisor.restart import FailedStarts, Intensity, is_clean, should_restart
-from supervisor.spec import (
+from supervisor.spec import SessionSpec, Shutdown
+from supervisor.vocabulary import (
     Announce,
     BackoffElapsed,
     CallError,
@@ -41,9 +42,7 @@ from supervisor.spec import (
     RestartRefused,
     RestartRequested,
     SendShutdown,
-    SessionSpec,
     SetTimer,
-    Shutdown,
     Spawn,
     Spawned,
     Start,
@@ -59,45 +58,6 @@ from supervisor.spec import (
 )
 
 # The driver speaks to the machine in these words, wherever they are defined.
-__all__ = [
-    "TRANSITIONS",
-    "Announce",
-    "BackoffElapsed",
-    "CallError",
-    "CancelTimer",
-    "Died",
-    "Effect",
-    "Exited",
-    "FailCalls",
-    "IllegalTransition",
-    "InitFailed",
-    "Input",
-    "Kill",
-    "KillRequested",
-    "OfIncarnation",
-    "Ready",
-    "Removed",
-    "RestartError",
-    "RestartRefused",
-    "RestartRequested",
-    "SendShutdown",
-    "SessionCore",
-    "SessionSpec",
-    "SetTimer",
-    "Shutdown",
-    "Spawn",
-    "Spawned",
-    "Start",
-    "StartFailed",
-    "StartSucceeded",
-    "StartTimeout",
-    "State",
-    "StopRequested",
-    "StopTimeout",
-    "Timer",
-    "TimerInput",
-    "Wanted",
-]
 
 
 class IllegalTransition(RuntimeError):

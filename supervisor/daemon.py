@@ -28,7 +28,6 @@ from athena.config import Paths, private_dir
 from athena.errors import AthenaError, Refused, to_wire
 from athena.wire import Frame, dumps
 from supervisor import commands
-from supervisor.core import State
 from supervisor.guard import watch_guard
 from supervisor.keeper import Keeper
 from supervisor.launcher import Launcher, PlainLauncher
@@ -38,6 +37,7 @@ from supervisor.reaper import Reaper
 from supervisor.registry import Registry
 from supervisor.server import Connection, Server
 from supervisor.services import Services, ServiceSpec
+from supervisor.vocabulary import State
 from supervisor.zygote_launcher import ZygoteLauncher
 
 logger = logging.getLogger(__name__)

@@ -1,21 +1,19 @@
-"""The driver of one session: it carries out what :class:`supervisor.core.SessionCore` decides.
+"""One session under supervision: its child's pipe, the calls that wait for it, its subscribers and its monitors.
 
-It owns the child's process and pipe, the requests that wait for it, its subscribers, its monitors and, for an in_memory
-log, the recorded lines. No state is compared here to choose an action: that is the core's.
+For an in_memory log it also holds the recorded lines. How a process is started, ended and restarted is
+:class:`supervisor.leaf.Leaf`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import random
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, assert_never
+from typing import Any, Protocol
 
 from athena import events
 from athena.channel import Channel, open_pipes
@@ -34,14 +32,15 @@ from athena.events import Event
 from athena.proctree import send_signal
 from athena.stores.jsonl import JsonlStore
 from athena.wire import Frame, Header
-from supervisor import core
+from supervisor import vocabulary as words
 from supervisor.calls import Calls, reply, reply_error
-from supervisor.core import SessionCore, State
 from supervisor.hub import Topic
 from supervisor.launcher import Launcher, LaunchRequest
-from supervisor.process import OsProcess, exit_reason
+from supervisor.leaf import Leaf
+from supervisor.process import OsProcess
 from supervisor.registry import Registry
-from supervisor.spec import SessionSpec, Shutdown
+from supervisor.spec import SessionSpec
+from supervisor.vocabulary import State
 
 logger = logging.getLogger(__name__)
 
@@ -100,14 +99,14 @@ class Facts:
     """Monotonic time of its last frame."""
 
 
-class Keeper:
+class Keeper(Leaf):
     """One session under supervision."""
 
     def __init__(self, request: SessionRequest, supervision: Supervision) -> None:
+        super().__init__(request.spec, f"session {request.name or request.session_id!r}")
         self.session_id = request.session_id
         self.name = request.name
         self.request = request
-        self.core = SessionCore(request.spec)
         self.facts = Facts()
         self.calls = Calls()
         self.topic = Topic(self.session_id, self._past)
@@ -115,25 +114,13 @@ class Keeper:
         self.serial = 0
         self.started_at = events.now()
         self._sup = supervision
-        self._process: OsProcess | None = None
         self._channel: Channel | None = None
-        self._channel_closed = asyncio.Event()
-        self._announced: Reason = None
-        self._intended: Reason = None
         self._interrupting: str | None = None
         self._told: set[object] = set()
         self._lines: list[bytes] = []
         self._lines_bytes = 0
-        self._timers: dict[object, asyncio.TimerHandle] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._started: list[asyncio.Future[None]] = []
-        self._removed: list[asyncio.Future[None]] = []
 
     # --- what it is now
-
-    @property
-    def label(self) -> str:
-        return repr(self.name) if self.name else self.session_id
 
     @property
     def os_pid(self) -> int | None:
@@ -185,26 +172,6 @@ class Keeper:
 
     # --- what others ask
 
-    async def start(self) -> None:
-        """Start, and return when the child is ready. Raises what the child refused with, or :class:`StartError`."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._started.append(waiter)
-        self.feed(core.Start())
-        await waiter
-
-    async def stop(self, reason: Reason = "normal", shutdown: Shutdown | None = None) -> None:
-        """End the session and return when nothing of it is left."""
-        if self.core.state is State.ENDED:
-            return
-        waiter = asyncio.get_running_loop().create_future()
-        self._removed.append(waiter)
-        self.feed(core.StopRequested(reason, shutdown))
-        await waiter
-
-    def kill(self, reason: Reason) -> None:
-        """End this life of the child for ``reason``; the restart table says what follows."""
-        self.feed(core.KillRequested(self.core.incarnation, reason))
-
     def relay(self, channel: Channel, frame: Frame) -> None:
         """Hand a client's request to the child, now or when there is one."""
         if self.core.state is State.FAILED:
@@ -230,64 +197,27 @@ class Keeper:
         if self._process is not None and not self._process.is_over:
             send_signal(self._process.pidfd, signal.SIGUSR1)
 
-    # --- the core's effects
+    # --- what the leaf tells
 
-    def feed(self, given: core.Input) -> None:
-        """Give the core an input and carry out what it says."""
-        for effect in self.core.handle(given, time.monotonic()):
-            self._carry_out(effect)
-
-    def _carry_out(self, effect: core.Effect) -> None:
-        match effect:
-            case core.Spawn(incarnation):
-                self._spawn_task(self._live(incarnation))
-            case core.SendShutdown(reason):
-                self._send_shutdown(reason)
-            case core.Kill(reason):
-                self._intended = reason
-                if self._process is not None:
-                    self._process.kill()
-            case core.SetTimer(kind, delay_s, then):
-                self._after(delay_s, kind, self.feed, then)
-            case core.CancelTimer(kind):
-                self._cancel(kind)
-            case core.Announce(state, reason):
-                self._announce(state, reason)
-            case core.StartSucceeded():
-                self._resolve(self._started, None)
-            case core.StartFailed(reason):
-                self._resolve(self._started, self._start_error(reason))
-            case core.Died(_, reason, _):
-                monitors, self.monitors = self.monitors, {}
-                for tell in monitors.values():
-                    tell(reason)
-            case core.FailCalls(kind, reason):
-                self.calls.fail(self._call_error(kind, reason))
-            case core.RestartRefused(_):
-                self._resolve(self._started, StartError("the session is not failed", reason=effect.error))
-            case core.Removed(reason):
-                self._remove(reason)
-            case _:
-                assert_never(effect)
-
-    def _announce(self, state: State, reason: Reason) -> None:
-        logger.info(
-            "session=%s state=%s incarnation=%d reason=%r", self.session_id, state.value, self.core.incarnation, reason
-        )
+    def _on_state(self, state: State, reason: Reason) -> None:
         notice = {"kind": "state", "session": self.session_id, "state": state.value, "reason": reason}
         for subscription in self.topic.subscriptions:
             subscription.channel.send(notice, control=True)
 
-    def _remove(self, reason: Reason) -> None:
-        for handle in self._timers.values():
-            handle.cancel()
-        self._timers.clear()
+    def _on_died(self, reason: Reason) -> None:
+        monitors, self.monitors = self.monitors, {}
+        for tell in monitors.values():
+            tell(reason)
+
+    def _on_calls_failed(self, kind: words.CallError, reason: Reason) -> None:
+        self.calls.fail(self._call_error(kind, reason))
+
+    def _on_removed(self, reason: Reason) -> None:
         self._sup.registry.remove(self)
         self.topic.end({"kind": "ended", "session": self.session_id, "reason": reason})
-        self._resolve(self._removed, None)
         self._sup.removed(self)
 
-    def _send_shutdown(self, reason: Reason) -> None:
+    def _ask_to_end(self, reason: Reason) -> None:
         if self._channel is not None and not self._channel.closed:
             self._channel.send({"kind": "shutdown", "reason": reason}, control=True)
             if self._process is not None and not self._process.is_over:
@@ -297,25 +227,20 @@ class Keeper:
 
     # --- one life of the child
 
-    async def _live(self, incarnation: int) -> None:
-        self._announced = None
+    async def _live(self, incarnation: int) -> Reason:
         last_reason, counted = self.core.last_reason, self._intended is None
         self._intended = None
-        try:
-            launched = await self._sup.launcher.launch(
-                LaunchRequest(kind="session", cookie=self._sup.new_cookie(), log_path=self.log_file)
-            )
-        except AthenaError as error:
-            self.feed(core.Exited(incarnation, error.data.get("reason", str(error)), random.random()))
-            return
+        launched = await self._sup.launcher.launch(
+            LaunchRequest(kind="session", cookie=self._sup.new_cookie(), log_path=self.log_file)
+        )
         self._process = process = launched.process
         self.serial = self._sup.next_serial()
-        self._channel_closed = closed = asyncio.Event()
+        closed = asyncio.Event()
         self._channel = await open_pipes(
             launched.read_fd, launched.write_fd, lambda f: self._on_frame(incarnation, f), lambda _: closed.set()
         )
         self._sup.registry.bind_pid(self, process.pid)
-        self.feed(core.Spawned(incarnation, process.pid))
+        self.feed(words.Spawned(incarnation, process.pid))
         self._send_init(incarnation, last_reason, counted)
         status = await process.wait()
         # The whole tree is gone, so the pipe ends: what the child wrote last is still in it and is part of its life.
@@ -325,11 +250,8 @@ class Keeper:
             self._channel.abort(None)
         self._channel = None
         self._sup.registry.release_pid(self, process.pid)
-        was_killed = status.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
-        intended = self._intended if was_killed else None
-        reason = exit_reason(status.si_code, status.si_status, self._announced, intended)
         self.topic.partial.clear()
-        self.feed(core.Exited(incarnation, reason, random.random()))
+        return self._reason(status)
 
     def _send_init(self, incarnation: int, last_reason: Reason, counted: bool) -> None:
         told = self.calls.follow_up()
@@ -355,7 +277,7 @@ class Keeper:
         self.facts.damage = frame.header.get("damage")
         self.facts.degraded = None
         self.topic.last_seq = max(self.topic.last_seq, int(frame.header.get("seq") or 0))
-        self.feed(core.Ready(incarnation))
+        self.feed(words.Ready(incarnation))
         for request_id, pending in list(self.calls.pending.items()):
             if request_id not in self._told:
                 self._send(pending.header, pending.body)
@@ -375,9 +297,9 @@ class Keeper:
             case "ready":
                 self._on_ready(incarnation, frame)
             case "init_error":
-                self.feed(core.InitFailed(incarnation, frame.json()))
+                self.feed(words.InitFailed(incarnation, frame.json()))
             case "exiting":
-                self._announced = frame.header.get("reason")
+                self._announced_reason = frame.header.get("reason")
             case "state":
                 self.facts.degraded = frame.header.get("degraded")
             case "hello":
@@ -428,9 +350,7 @@ class Keeper:
             body = await asyncio.to_thread(lambda: b"\n".join(event.line for event in self._past(0)))
             reply(channel, client_id, body, source="log")
         except AthenaError as error:
-            reply_error(
-                channel, client_id, Unresponsive(f"session {self.label} does not answer now, and {error.message}")
-            )
+            reply_error(channel, client_id, Unresponsive(f"{self.label} does not answer now, and {error.message}"))
 
     def _past(self, after: int) -> Iterable[Event]:
         match self.request.store:
@@ -455,58 +375,22 @@ class Keeper:
         if isinstance(reason, dict) and isinstance(reason.get("error"), str):
             return from_wire(reason)  # the child's own refusal, which names the option
         hint = f"; its output is in {self.log_file}" if self.log_file.exists() and self.log_file.stat().st_size else ""
-        return StartError(f"session {self.label} could not start: {reason!r}{hint}", reason=reason)
+        return StartError(f"{self.label} could not start: {reason!r}{hint}", reason=reason)
 
     def _call_error(self, kind: str, reason: Reason) -> AthenaError:
         match kind:
             case "failed":
                 return self._failed_error(reason)
             case "stopped":
-                return SessionStopped(f"session {self.label} was stopped: {reason!r}", reason=reason)
+                return SessionStopped(f"{self.label} was stopped: {reason!r}", reason=reason)
             case _:
                 return self._start_error(reason)
 
     def _failed_error(self, reason: Reason) -> SessionFailed:
         return SessionFailed(
-            f"session {self.label} has failed: {reason!r}; its log is kept, start it again under its id to go on",
+            f"{self.label} has failed: {reason!r}; its log is kept, start it again under its id to go on",
             reason=reason,
         )
-
-    # --- plumbing
-
-    def _after(self, delay_s: float, key: object, call: Callable[..., None], *args: Any) -> None:
-        self._cancel(key)
-
-        def fire() -> None:
-            self._timers.pop(key, None)
-            call(*args)
-
-        self._timers[key] = asyncio.get_running_loop().call_later(delay_s, fire)
-
-    def _cancel(self, key: object) -> None:
-        handle = self._timers.pop(key, None)
-        if handle is not None:
-            handle.cancel()
-
-    def _spawn_task(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("session=%s a task failed", self.session_id, exc_info=task.exception())
-
-    @staticmethod
-    def _resolve(waiters: list[asyncio.Future[None]], error: AthenaError | None) -> None:
-        for waiter in waiters:
-            if not waiter.done():
-                if error is None:
-                    waiter.set_result(None)
-                else:
-                    waiter.set_exception(error)
-        waiters.clear()
 
 
 _ANSWERED_FROM_LOG = frozenset({"messages", "usage", "queue"})
