@@ -250,7 +250,9 @@ class Child:
         header: Header = {"kind": "event", "session": self._session, "seq": event.seq, "uuid": event.uuid}
         header["event"] = event.event
         if event.event == "turn_end":
-            header["message_id"] = event.data["message_id"]
+            header["settled"] = [event.data["message_id"]]
+        elif event.event == "message_cancelled":
+            header["settled"] = event.data["message_ids"]
         if self._parts is not None:
             state = self._parts.runner.state
             header["turn"] = state.turn.id if state.turn else None

@@ -1,7 +1,6 @@
 """Record, then publish: the one place where events come into being.
 
-An event is numbered, written to the log, folded into the state and published, in that order and without a pause in
-between, so that what subscribers saw is on disk and the state is never ahead of the log. :meth:`Recorder.barrier` is
+An event is numbered, written to the log, folded into the state and published, in that order, so that what subscribers saw is on disk and the state is never ahead of the log. :meth:`Recorder.barrier` is
 the other half of durability: it returns when everything recorded so far survives what ``durability`` says it must.
 """
 
@@ -49,6 +48,7 @@ class Recorder:
         self._flush = flush
         self._on_degraded = on_degraded
         self._degraded = False
+        self._order = asyncio.Lock()
         self._synced_seq = state.cursor.seq
         self._executor: ThreadPoolExecutor | None = None
 
@@ -58,22 +58,15 @@ class Recorder:
         Raises :class:`athena.errors.RecordTooLarge` and ``TypeError`` for a value that cannot be written; then nothing
         has changed.
         """
-        delay_s = RETRY_FIRST_S
-        while True:
-            event = self._encode(kind, data, turn)
-            try:
-                self.log.append(event)
-                break
-            except DiskError:
-                self._set_degraded(True)
-            await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, RETRY_MAX_S)
-        self._set_degraded(False)
-        self.state.apply(event)
-        self._publish(event)
-        if self._durability == "event":
+        if self._durability != "event":
+            event = await self._append(kind, data, turn)
+            self._publish(event)
+            return event
+        async with self._order:  # a sync is a pause, and events are published in the order of their numbers
+            event = await self._append(kind, data, turn)
             await self.barrier()
-        return event
+            self._publish(event)
+            return event
 
     async def barrier(self) -> None:
         """Return when everything recorded before this call is as durable as promised."""
@@ -105,6 +98,21 @@ class Recorder:
             except DiskError:
                 pass  # the events are with the kernel; the next life of this session syncs them
         self.log.close()
+
+    async def _append(self, kind: str, data: dict[str, Any], turn: str | None) -> Event:
+        delay_s = RETRY_FIRST_S
+        while True:
+            event = self._encode(kind, data, turn)
+            try:
+                self.log.append(event)
+                break
+            except DiskError:
+                self._set_degraded(True)
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, RETRY_MAX_S)
+        self._set_degraded(False)
+        self.state.apply(event)
+        return event
 
     async def _sync(self) -> None:
         if self._executor is None:

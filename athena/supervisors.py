@@ -29,6 +29,11 @@ from athena.errors import InvalidOption, NotRunning, Refused, Unavailable, from_
 START_S = 30.0
 """How long a supervisor has to listen; it takes a tenth of a second on a quiet machine."""
 
+HANDOVER_S = 15.0
+"""How long a client that may start the daemon waits for one that holds the lock and does not listen."""
+
+POLL_S = 0.05
+
 RECONNECT_S = 10.0
 """How long a call waits for a lost supervisor to come back."""
 
@@ -65,9 +70,19 @@ class DaemonTarget(Target):
         self.can_start = autostart
 
     def ensure(self) -> None:
-        """Start the daemon if it is not running and this target may."""
-        if self.can_start and not self.answers():
-            start_daemon()
+        """Start the daemon if it is not running and this target may.
+
+        Somebody else may be starting it at this moment, or an ordered stop may not be over: its lock is held then, and
+        nobody listens yet, or still not again.
+        """
+        deadline = time.monotonic() + HANDOVER_S
+        while self.can_start and not self.answers():
+            try:
+                start_daemon()
+            except Refused:
+                if not _lock_holder_lives(default_paths()) or time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_S)
 
 
 class EmbeddedSupervisor(Target):
@@ -159,6 +174,14 @@ def _chosen() -> Target:
     return daemon if daemon.answers() else embedded()
 
 
+def _lock_holder_lives(paths: Paths) -> bool:
+    """Whether the process that took the daemon's lock last is there: it starts, stops, or listens elsewhere."""
+    try:
+        return os.path.exists(f"/proc/{int(paths.lock.read_bytes())}")
+    except (OSError, ValueError):
+        return False
+
+
 _daemons: dict[Path, DaemonTarget] = {}
 
 
@@ -212,8 +235,15 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
-def _command(paths: Paths, socket: Path, mode: str, owner: int | None, ready_fd: int) -> list[str]:
-    guard = [sys.executable, "-I", "-S", str(ROOT / "supervisor" / "guard.py"), "--detach"]
+def foreground_command(paths: Paths, socket: Path, ready_fd: int) -> list[str]:
+    """What to exec to become the guard of the user's daemon."""
+    return _command(paths, socket, "daemon", None, ready_fd, detach=False)
+
+
+def _command(
+    paths: Paths, socket: Path, mode: str, owner: int | None, ready_fd: int, *, detach: bool = True
+) -> list[str]:
+    guard = [sys.executable, "-I", "-S", str(ROOT / "supervisor" / "guard.py"), *(["--detach"] if detach else [])]
     guard += ["--socket", str(socket), "--fds", str(ready_fd), "--"]
     supervisor = [sys.executable, "-P", "-m", "supervisor.daemon", "--mode", mode, "--socket", str(socket)]
     supervisor += ["--state", str(paths.state), "--runtime", str(paths.runtime), "--ready-fd", str(ready_fd)]
@@ -255,6 +285,25 @@ def stop_supervisor(path: Path, timeout: float) -> bool:
             raise
     finally:
         connection.close()
+    if guard is not None and not _wait_gone(guard, timeout):
+        raise Unavailable(f"the supervisor at {str(path)!r} did not stop within {timeout} s")
+    return True
+
+
+def terminate_supervisor(path: Path, timeout: float) -> bool:
+    """As :func:`stop_supervisor`, by a signal: for a supervisor of another release, which takes no requests from us."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+        try:
+            peer.connect(str(path))
+        except OSError:
+            return False
+        pid = peer_of(peer)[0]
+        guard = _parent_of(pid)
+        pidfd = os.pidfd_open(pid)  # its connection is open: this is the process, and not a later one of its number
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+    finally:
+        os.close(pidfd)
     if guard is not None and not _wait_gone(guard, timeout):
         raise Unavailable(f"the supervisor at {str(path)!r} did not stop within {timeout} s")
     return True

@@ -68,12 +68,20 @@ class Calls:
             return
         ok = bool(frame.header.get("ok"))
         if pending.op == "send" and not ok:
-            self.sends.pop(str(pending.header.get("message_id")), None)
+            self._refused(pending)
         reply(pending.channel, pending.client_id, frame.body, ok=ok)
 
-    def turn_ended(self, message_id: str) -> None:
-        """This message needs no telling again."""
-        self.sends.pop(message_id, None)
+    def _refused(self, pending: Pending) -> None:
+        """Forget a message that was not taken; a second one under the id of a taken one leaves that in place."""
+        message_id = str(pending.header.get("message_id"))
+        kept = self.sends.get(message_id)
+        if kept is not None and kept[0].get("id") == pending.header.get("id"):
+            del self.sends[message_id]
+
+    def settled(self, *message_ids: str) -> None:
+        """These messages' turns have ended, or will never begin: they need no telling again."""
+        for message_id in message_ids:
+            self.sends.pop(message_id, None)
 
     def follow_up(self) -> list[tuple[Header, bytes]]:
         """What goes to a new incarnation before it goes on with its turn: the messages, in their order."""

@@ -312,8 +312,8 @@ class Keeper(Leaf):
             self._lines.append(frame.body)
             self._lines_bytes += len(frame.body)
         self._take_position(frame.header)
+        self.calls.settled(*frame.header.get("settled", ()))
         if frame.header.get("event") == "turn_end":
-            self.calls.turn_ended(str(frame.header.get("message_id")))
             self._interrupting = None
             self._cancel("interrupt")
         self.topic.publish(frame)

@@ -1,0 +1,5 @@
+"""``python -m athena.cli``."""
+
+from athena.cli import main
+
+main()
