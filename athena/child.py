@@ -8,6 +8,7 @@ means that the supervisor is gone: finish the write in hand, kill what the tools
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import os
 import signal
@@ -351,6 +352,8 @@ def main(read_fd: int, write_fd: int) -> None:
     # First thing, so that no process started from here keeps the pipe open after us.
     os.set_inheritable(read_fd, False)
     os.set_inheritable(write_fd, False)
+    # What the hang probe asks for before it kills. Written by a C handler: code that blocks cannot prevent it.
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
     status = EXIT_ERROR
     try:
         status = _run(read_fd, write_fd)

@@ -1,8 +1,8 @@
 """Record, then publish: the one place where events come into being.
 
-An event is numbered, written to the log, folded into the state and published, in that order, so that what subscribers saw is on disk and the state is never ahead of the log. :meth:`Recorder.barrier` is
-the other half of durability: it returns when everything recorded so far survives what ``durability`` says it must.
-"""
+An event is numbered, written to the log, folded into the state and published, in that order, so that what subscribers
+saw is on disk and the state is never ahead of the log. :meth:`Recorder.barrier` is the other half of durability: it
+returns when everything recorded so far survives what ``durability`` says it must."""
 
 from __future__ import annotations
 

@@ -290,25 +290,6 @@ def stop_supervisor(path: Path, timeout: float) -> bool:
     return True
 
 
-def terminate_supervisor(path: Path, timeout: float) -> bool:
-    """As :func:`stop_supervisor`, by a signal: for a supervisor of another release, which takes no requests from us."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
-        try:
-            peer.connect(str(path))
-        except OSError:
-            return False
-        pid = peer_of(peer)[0]
-        guard = _parent_of(pid)
-        pidfd = os.pidfd_open(pid)  # its connection is open: this is the process, and not a later one of its number
-    try:
-        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-    finally:
-        os.close(pidfd)
-    if guard is not None and not _wait_gone(guard, timeout):
-        raise Unavailable(f"the supervisor at {str(path)!r} did not stop within {timeout} s")
-    return True
-
-
 def _parent_of(pid: int) -> int | None:
     """A pidfd of the parent of ``pid``: the guard, which ends last."""
     try:

@@ -228,7 +228,8 @@ class Keeper(Leaf):
     # --- one life of the child
 
     async def _live(self, incarnation: int) -> Reason:
-        last_reason, counted = self.core.last_reason, self._intended is None
+        # A hang is the turn's own doing although the kill was ours: a turn that always hangs has to end too.
+        last_reason, counted = self.core.last_reason, self._intended in (None, "hung")
         self._intended = None
         launched = await self._sup.launcher.launch(
             LaunchRequest(kind="session", cookie=self._sup.new_cookie(), log_path=self.log_file)

@@ -1,4 +1,6 @@
-"""The hang probe: a child that owes somebody something and is silent too long is killed, with its stacks in its log.
+"""What is looked at every second: who is hung, what is below a child, how large its output file is.
+
+A child that owes somebody something and is silent too long is killed as hung, with its stacks in its log.
 
 Only time in which the supervisor itself was on schedule counts: on an overloaded machine its own ticks are late, and a
 child that is merely slow must live (design 7.5).
@@ -11,6 +13,7 @@ import logging
 import time
 
 from supervisor.keeper import Keeper
+from supervisor.logfile import LogFile
 from supervisor.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -18,6 +21,9 @@ logger = logging.getLogger(__name__)
 TICK_S = 1.0
 LATE_S = 0.25
 """A tick later than this says nothing about a child: it may have been as starved as we were."""
+
+TRIM_EVERY_TICKS = 15
+"""How often the children's output files are kept to their bound."""
 
 DUMP_S = 0.3
 """Time for the stack dump between the signal and the kill."""
@@ -33,6 +39,7 @@ class Probe:
         self._handle: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._serial = 0
+        self._ticks = 0
 
     def start(self) -> None:
         """Begin ticking."""
@@ -55,6 +62,11 @@ class Probe:
             self._forget(keeper)
         for keeper in busy:
             self._watch(keeper, now, on_schedule)
+            if keeper.process is not None:
+                keeper.process.observe()  # what is seen below the child now is known as the child's when it dies
+        self._ticks += 1
+        if self._ticks % TRIM_EVERY_TICKS == 0:
+            self._trim_logs()
         self._schedule()
 
     def _watch(self, keeper: Keeper, now: float, on_schedule: bool) -> None:
@@ -79,6 +91,13 @@ class Probe:
     def _kill(self, keeper: Keeper, incarnation: int) -> None:
         if keeper.core.incarnation == incarnation and keeper.is_busy:
             keeper.kill("hung")
+
+    def _trim_logs(self) -> None:
+        for keeper in self._registry.by_pid.values():
+            try:
+                LogFile(keeper.log_file).trim()
+            except OSError as error:
+                logger.warning("cannot trim %s: %s", keeper.log_file, error)
 
     def _forget(self, keeper: Keeper) -> None:
         self._asked.pop(keeper, None)
