@@ -33,6 +33,9 @@ from athena.wire import PROTOCOL, Frame, Header, dumps
 PIPE_BACKLOG_BYTES = 1024 * 1024
 """Unsent event bytes above which deltas are no longer sent: they can be missed, events cannot."""
 
+LOST_S = 3.0
+"""How long the engine may take to end after the supervisor did."""
+
 EXIT_OK, EXIT_ERROR = 0, 1
 
 
@@ -125,11 +128,12 @@ class Child:
         assert self._channel is not None
         crashed = engine.done() and not engine.cancelled()
         engine.cancel()
-        await asyncio.wait([engine])
+        # Nobody is left to insist once the supervisor is gone: a tool that swallows its cancellation must not keep us.
+        await asyncio.wait([engine], timeout=LOST_S if self._is_lost() else None)
         if crashed:
             engine.result()  # raises what ended the engine: a bug, and main reports it
         reason = self._ended.result() if self._ended.done() else "normal"
-        lost = reason == "noconnection"
+        lost = self._is_lost()
         if self._parts is not None and not lost:
             await self._parts.runner.recorder.record("session_end", {"reason": reason})
         await self._close_parts()
@@ -143,6 +147,10 @@ class Child:
         if self._parts is not None:
             await self._parts.provider.aclose()
             self._parts.runner.recorder.close()
+
+    def _is_lost(self) -> bool:
+        """Whether this process ends because its supervisor did."""
+        return self._ended.done() and self._ended.result() == "noconnection"
 
     def _end(self, reason: Any) -> None:
         if not self._ended.done():
