@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from athena import session_calls as calls
 from athena.client import AsyncConnection, ConnectionLost, call_timeout
-from athena.errors import AthenaError, NotFound, NotRunning, Reason, Unresponsive
+from athena.errors import AthenaError, NoProcess, NotFound, NotRunning, Reason, Unresponsive
 from athena.events import Cursor, Event, new_uuid
 from athena.loop.result import Result
 from athena.messages import Message, Usage
@@ -127,7 +127,10 @@ class AsyncSession:
 
     async def pid(self) -> Pid | None:
         """The pid of the process that runs it now; a method here, because it asks."""
-        return await self._do(calls.whereis(self.session_id))
+        try:
+            return (await self._do(calls.attach(self.session_id), ANSWER_S)).pid
+        except NoProcess:
+            return None  # it was stopped
 
     def __repr__(self) -> str:
         return f"<AsyncSession {self.name or self.session_id}>"

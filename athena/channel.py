@@ -51,6 +51,11 @@ class Channel(asyncio.Protocol):
         if self._writer is None:  # a socket: one transport both ways
             self.attach_writer(transport)
 
+    @property
+    def socket(self) -> Any:
+        """The socket below, to ask the kernel who is at its other end; ``None`` for pipes."""
+        return None if self._writer is None else self._writer.get_extra_info("socket")
+
     def attach_writer(self, transport: Any) -> None:
         """Write to ``transport`` from now on (pipes have one transport for each direction)."""
         self._writer = transport

@@ -388,8 +388,9 @@ def _run(read_fd: int, write_fd: int) -> int:
     async def run() -> int:
         return await Child().main(read_fd, write_fd)
 
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        return runner.run(run())
+    # Not asyncio.Runner: its handling of Ctrl-C and its clean-up, which os._exit makes pointless, touch half a megabyte
+    # of the zygote's memory, and each page of that is copied.
+    return new_loop().run_until_complete(run())
 
 
 if __name__ == "__main__":

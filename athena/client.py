@@ -19,7 +19,7 @@ from pathlib import Path
 
 from athena.channel import Channel, open_unix
 from athena.config import PRODUCT
-from athena.errors import CallTimeout, NotRunning, ProtocolError, Refused, Unavailable, from_wire
+from athena.errors import AthenaError, CallTimeout, NotRunning, ProtocolError, Refused, Unavailable, from_wire
 from athena.wire import PROTOCOL, Frame, Framer, Header, Outbox
 
 HELLO_S = 10.0
@@ -30,8 +30,8 @@ RECEIVE_BYTES = 256 * 1024
 _CREDENTIALS = struct.Struct("iII")  # struct ucred of unix(7): pid, uid, gid
 
 
-class ConnectionLost(Exception):
-    """The connection ended before the answer came. Inside this package only: callers see :class:`Unavailable`."""
+class ConnectionLost(Unavailable):
+    """The connection ended before the answer came. Calls that can wait for the supervisor to come back do so."""
 
 
 class Protocol:
@@ -87,6 +87,8 @@ class SyncConnection:
     """A blocking connection for one call, or one stream, at a time."""
 
     def __init__(self, path: Path) -> None:
+        """Connect and greet. Raises :class:`NotRunning`, :class:`Refused`, and :class:`ConnectionLost` if the other end
+        goes away meanwhile, as a supervisor does that is being killed."""
         self.protocol = Protocol()
         self.inbox: deque[Frame] = deque()
         """Frames that are no answer: events, notices."""
@@ -97,9 +99,15 @@ class SyncConnection:
             deadline = time.monotonic() + HELLO_S
             while self.protocol.hello is None:
                 self.inbox.extend(self._receive(deadline))
-        except (TimeoutError, ConnectionLost, OSError) as error:
+        except AthenaError:
             self.close()
-            raise Refused(f"what listens at {str(path)!r} does not speak Athena's protocol ({error})") from None
+            raise
+        except TimeoutError:
+            self.close()
+            raise Refused(f"what listens at {str(path)!r} does not speak Athena's protocol") from None
+        except OSError as error:
+            self.close()
+            raise _lost(error) from None
         except BaseException:
             self.close()
             raise
@@ -112,7 +120,7 @@ class SyncConnection:
         """
         request_id, raw = self.protocol.request(op, header, body)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self._send(raw)
+        self._send(raw, timeout_s)
         while True:
             for frame in self._receive(deadline):
                 if frame.kind == "reply" and frame.header.get("id") == request_id:
@@ -129,12 +137,14 @@ class SyncConnection:
         """Hang up."""
         self._socket.close()
 
-    def _send(self, raw: bytes) -> None:
+    def _send(self, raw: bytes, timeout_s: float | None) -> None:
         try:
-            self._socket.settimeout(None)
+            self._socket.settimeout(timeout_s)  # sendall counts it for the whole: a frozen peer takes nothing
             self._socket.sendall(raw)
+        except TimeoutError:
+            raise
         except OSError as error:
-            raise ConnectionLost(str(error)) from None
+            raise _lost(error) from None
 
     def _receive(self, deadline: float | None) -> list[Frame]:
         try:
@@ -149,9 +159,9 @@ class SyncConnection:
         except TimeoutError:
             raise
         except OSError as error:
-            raise ConnectionLost(str(error)) from None
+            raise _lost(error) from None
         if not data:
-            raise ConnectionLost("the supervisor closed the connection")
+            raise _lost("closed")
         return self.protocol.feed(data)
 
 
@@ -202,6 +212,10 @@ class Pool:
         for connection in idle:
             connection.close()
 
+    def __del__(self) -> None:
+        if self._pid == os.getpid():
+            self.close()
+
     def _take(self) -> tuple[SyncConnection, bool]:
         with self._lock:
             if self._pid != os.getpid():
@@ -229,19 +243,22 @@ class AsyncConnection:
 
     @classmethod
     async def open(cls, path: Path) -> AsyncConnection:
-        """Connect and greet. Raises :class:`NotRunning` and :class:`Refused`."""
+        """Connect and greet. Raises as :class:`SyncConnection`."""
         self = cls()
         try:
             self._channel = await open_unix(path, self._on_frame, self._on_close)
         except OSError as error:
             raise _not_there(path, error) from None
+        if _peer_uid(self._channel.socket) != os.geteuid():
+            self.close()
+            raise _foreign(path)
         self._channel.send({"kind": "hello", "protocol": PROTOCOL, "product": PRODUCT, "pid": os.getpid()})
         try:
             async with asyncio.timeout(HELLO_S):
                 await self._greeted
-        except (TimeoutError, ConnectionLost) as error:
+        except TimeoutError:
             self.close()
-            raise Refused(f"what listens at {str(path)!r} does not speak Athena's protocol ({error})") from None
+            raise Refused(f"what listens at {str(path)!r} does not speak Athena's protocol") from None
         except BaseException:
             self.close()
             raise
@@ -300,11 +317,10 @@ class AsyncConnection:
 
     def _on_close(self, error: BaseException | None) -> None:
         if not self._greeted.done():
-            lost = error if isinstance(error, Refused) else ConnectionLost(str(error or "closed"))
-            self._greeted.set_exception(lost)
+            self._greeted.set_exception(_ungreeted(error))
         for future in self._calls.values():
             if not future.done():
-                future.set_exception(ConnectionLost(str(error or "the supervisor closed the connection")))
+                future.set_exception(_lost(error))
         if not self.lost.done():
             self.lost.set_result(None)
 
@@ -318,8 +334,24 @@ def _connect(path: Path) -> socket.socket:
         raise _not_there(path, error) from None
     if _peer_uid(sock) != os.geteuid():
         sock.close()
-        raise Refused(f"the socket {str(path)!r} belongs to another user; set ATHENA_SOCKET or ATHENA_HOME")
+        raise _foreign(path)
     return sock
+
+
+def _foreign(path: Path) -> Refused:
+    return Refused(f"the socket {str(path)!r} belongs to another user; set ATHENA_SOCKET or ATHENA_HOME")
+
+
+def _lost(error: object) -> ConnectionLost:
+    return ConnectionLost(f"the connection to the supervisor ended before it answered ({error or 'closed'})")
+
+
+def _ungreeted(error: BaseException | None) -> AthenaError:
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, ProtocolError):
+        return Refused(f"what listens there is no Athena supervisor: {error.message}")
+    return _lost(error)
 
 
 def _peer_uid(sock: socket.socket) -> int:

@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
@@ -170,10 +171,8 @@ def _text(prompt: object) -> None:
 
 
 def _parse(options: dict[str, Any]) -> tuple[Options, dict[str, str]]:
-    if "messages" in options:
-        options = {**options, "messages": [m.to_map() if isinstance(m, Message) else m for m in options["messages"]]}
-    options.setdefault("cwd", os.getcwd())
-    parsed = parse_options({k: str(v) if k == "cwd" else v for k, v in options.items()})
+    options = {"cwd": os.getcwd(), **options, **calls.message_maps(options)}
+    parsed = parse_options({k: str(v) if isinstance(v, Path) else v for k, v in options.items()})
     env = parsed.env if parsed.env is not None else dict(os.environ)
     return parsed, env
 

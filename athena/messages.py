@@ -163,8 +163,9 @@ class Message:
 
     @staticmethod
     def from_map(value: dict[str, Any]) -> Message:
-        """The message in ``value`` (string keys). Raises :class:`InvalidOption` if it has no legal role."""
-        role = value.get("role")
+        """The message in ``value`` (string keys). Raises :class:`InvalidOption` if it is none: no map, no legal role,
+        or content, calls or results of another shape."""
+        role = value.get("role") if isinstance(value, dict) else None
         if role not in ROLES:
             raise InvalidOption(
                 f"message role {role!r} is not one of {', '.join(ROLES)}",
@@ -172,15 +173,30 @@ class Message:
                 value=repr(role),
                 expected=" | ".join(ROLES),
             )
+        content = value.get("content")
         return Message(
             role=cast(Role, role),
-            content=value.get("content"),
-            tool_calls=tuple(ToolCall.from_map(c) for c in value.get("tool_calls") or ()),
-            tool_results=tuple(ToolResult.from_map(r) for r in value.get("tool_results") or ()),
+            content=content if content is None or isinstance(content, str) else _maps("content", content),
+            tool_calls=tuple(ToolCall.from_map(c) for c in _maps("tool_calls", value.get("tool_calls"))),
+            tool_results=tuple(ToolResult.from_map(r) for r in _maps("tool_results", value.get("tool_results"))),
             name=value.get("name"),
             reasoning=value.get("reasoning"),
             pin=bool(value.get("pin")),
         )
+
+
+def _maps(name: str, value: Any) -> list[dict[str, Any]]:
+    if value is None:
+        return []
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return value
+    expected = "a text or a list of maps" if name == "content" else "a list of maps"
+    raise InvalidOption(
+        f"a message's {name} got {repr(value)[:80]}: expected {expected}",
+        option="messages",
+        value=repr(value)[:80],
+        expected=expected,
+    )
 
 
 @dataclass(frozen=True, slots=True)

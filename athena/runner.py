@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from athena import tools
 from athena.config import PRODUCT
 from athena.errors import AthenaError, Busy, Cancelled, MessageIdConflict, NotFound, ProviderError, to_wire
 from athena.events import FORMAT
@@ -88,8 +89,9 @@ class Runner:
         self._tools = tools
         self._audience = audience
         self._random = random_unit
-        self._redactor = Redactor(session_secrets(env, options.api_key, options.extra_headers))
-        self._tool_env = tool_env(env, options.env_allow)
+        secrets = session_secrets(env, options.api_key, options.extra_headers)
+        self._redactor = Redactor(secrets)
+        self._tool_env = tool_env(env, options.env_allow, secrets=secrets.values())
         self._wakeup = asyncio.Event()
         self._step: asyncio.Task[None] | None = None
         self._turn_options: dict[str, dict[str, Any]] = {}
@@ -141,6 +143,8 @@ class Runner:
             await self.recorder.barrier()
             return False
         checked = parse_turn_options(options or {})
+        if "tools" in checked:
+            tools.resolve(checked["tools"])  # an unknown one is the sender's mistake, not the turn's
         waiting = len(self.state.queue)
         if waiting >= QUEUE_LIMIT:
             raise Busy(f"{waiting} messages are waiting already; try again when a turn has ended", limit=QUEUE_LIMIT)
@@ -180,7 +184,7 @@ class Runner:
             await self._drop([m.message_id for m in self.state.queue])
         running = self.state.turn
         if running is None or (turn is not None and running.id != turn):
-            return False
+            return turn is not None and self._was_interrupted(turn)  # by this very request, in the life before
         ended = self.waiters.wait_for(running.message_id)
         if running.interrupted is None:
             await self.recorder.record("interrupted", {"by": "client"}, running.id)
@@ -224,16 +228,17 @@ class Runner:
                 await self._finish(reason, detail)
 
     async def _take(self) -> None:
-        message = self.state.queue[0]
-        turn = f"t{self.state.turns + 1}"
-        await self.recorder.record("turn_start", {"message_id": message.message_id}, turn)
-        await self.recorder.record("user_message", {"message": Message("user", message.text).to_map()}, turn)
+        if self.state.turn is None:
+            data = {"message_id": self.state.queue[0].message_id}
+            await self.recorder.record("turn_start", data, f"t{self.state.turns + 1}")
+        turn = self._turn()
+        await self.recorder.record("user_message", {"message": Message("user", turn.unsaid).to_map()}, turn.id)
 
     async def _call_model(self) -> None:
         turn = self._turn()
         options = self._options_now()
         model = options.model or self._provider.default_model or ""
-        request = build_request(self.state, options, self._tools.values(), model)
+        request = build_request(self.state, options, self._tools_now().values(), model)
         try:
             attempt, response = await self._ask(turn, request)
         except ProviderError as error:
@@ -312,11 +317,16 @@ class Runner:
             self._effective = (turn.id, self._merged(overrides))
         return self._effective[1]
 
+    def _tools_now(self) -> dict[str, Tool]:
+        """The tools of the open turn: the session's, unless its message came with others."""
+        chosen = self._options_now().tools
+        return self._tools if chosen == self.options.tools else tools.resolve(chosen)
+
     def _batch(self) -> Batch:
         options = self._options_now()
         return Batch(
             self.recorder,
-            self._tools,
+            self._tools_now(),
             options,
             turn=self._turn().id,
             session_id=self.session_id,
@@ -324,6 +334,10 @@ class Runner:
             env=self._tool_env,
             redactor=self._redactor,
         )
+
+    def _was_interrupted(self, turn: str) -> bool:
+        ended = (e for e in self.state.ended.values() if e.turn == turn)
+        return any(e.data.get("finish_reason") == "interrupted" for e in ended)
 
     async def _drop(self, message_ids: list[str]) -> None:
         await self.recorder.record("message_cancelled", {"message_ids": message_ids})

@@ -151,7 +151,10 @@ class Session:
     @property
     def pid(self) -> Pid | None:
         """The pid of the process that runs it now; ``None`` while there is none."""
-        return self._do(calls.whereis(self.session_id))
+        try:
+            return (self._do(calls.attach(self.session_id), ANSWER_S)).pid
+        except NoProcess:
+            return None  # it was stopped
 
     def __repr__(self) -> str:
         return f"<Session {self.name or self.session_id}>"
@@ -420,11 +423,7 @@ class EventStream:
         recovery = Recovery(session._target, session._options, session._supervisor_id)
         while True:
             try:
-                self._connection = connection = session._target.pool.open()
-                answer = connection.call(
-                    "subscribe", {"session": session.session_id}, dumps(self._subscriber.request_body()), ANSWER_S
-                )
-                self._subscriber.subscribed(answer.json())
+                self._connection = self._join()
                 return
             except (ConnectionLost, NotRunning, TimeoutError) as error:
                 recovery.lost(error)
@@ -434,6 +433,16 @@ class EventStream:
                     raise gone(error, session.session_id) from None
             recovery.try_again()
 
+    def _join(self) -> SyncConnection:
+        connection = self._session._target.pool.open()
+        try:
+            header, body = {"session": self._session.session_id}, dumps(self._subscriber.request_body())
+            self._subscriber.subscribed(connection.call("subscribe", header, body, ANSWER_S).json())
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
 
 class Monitor:
     """A one-way watch on one process. Delivers exactly one :class:`Down`."""
@@ -441,8 +450,11 @@ class Monitor:
     def __init__(self, target: Target, watched: str | int) -> None:
         self._target = watched
         self._connection = target.pool.open()
-        answer = self._connection.call(**_call_args(calls.monitor(watched)))
-        value = answer.json()
+        try:
+            value = self._connection.call(**_call_args(calls.monitor(watched))).json()
+        except BaseException:
+            self._connection.close()
+            raise
         self.ref = int(value["ref"])
         self.pid = Pid.from_map(value["pid"])
         self._down: Down | None = None

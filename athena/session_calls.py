@@ -16,10 +16,10 @@ from athena import events
 from athena.config import default_paths
 from athena.errors import InvalidOption
 from athena.events import check_session_id, new_session_id
-from athena.loop.options import parse_options, parse_turn_options, refuse_unknown
+from athena.loop.options import check_portable, parse_options, parse_turn_options, refuse_unknown
 from athena.loop.result import Result
 from athena.loop.state import SessionState, fold
-from athena.messages import Message, Usage, clean_text
+from athena.messages import Message, Usage, clean_json, clean_text
 from athena.pid import Pid
 from athena.wire import Frame, Header, dumps
 
@@ -70,16 +70,15 @@ def start_options(given: dict[str, Any], *, link: bool) -> StartOptions:
     """Check everything that can be checked here. Raises the error that names the option."""
     session = {k: v for k, v in given.items() if k in SESSION_FIELDS}
     options = {k: v for k, v in given.items() if k not in SESSION_FIELDS}
-    session_id = check_session_id(session.pop("session_id", None) or new_session_id())
+    session_id = session.pop("session_id", None)
+    session_id = new_session_id() if session_id is None else check_session_id(session_id)
     store_options = session.pop("store_options", None)
     store = session.setdefault("store", "jsonl")
-    if not isinstance(store, str):
-        raise InvalidOption(
-            f"option 'store' got {store!r}: expected 'jsonl', 'in_memory' or 'package.module:Class'",
-            option="store",
-            value=repr(store),
-            expected="'jsonl' | 'in_memory' | 'package.module:Class'",
-        )
+    _expect("store", store, str, "'jsonl', 'in_memory' or 'package.module:Class'")
+    _expect("store_options", store_options, dict | None, "a dict of the store's keywords")
+    _expect("root", session.get("root"), str | Path | None, "a directory's path")
+    for name in ("name", "store_options", *sorted(SPEC_FIELDS & session.keys())):
+        check_portable(name, store_options if name == "store_options" else session.get(name))
     root = str(Path(session.get("root") or default_paths().sessions).absolute())
     session["root"] = root
     options.setdefault("cwd", os.getcwd())
@@ -87,20 +86,36 @@ def start_options(given: dict[str, Any], *, link: bool) -> StartOptions:
         options["cwd"] = str(options["cwd"])
     if isinstance(options["cwd"], str):
         options["cwd"] = os.path.abspath(options["cwd"])
-    if "messages" in options:
-        options["messages"] = [m.to_map() if isinstance(m, Message) else m for m in options["messages"]]
+    options |= message_maps(options)
     check_given(options)
+    options = clean_json(options)
     init = {
         "options": {k: v for k, v in options.items() if k not in ("env", "python_path")},
         "env": options.get("env") if options.get("env") is not None else dict(os.environ),
         "cwd": options["cwd"],
         "python_path": options.get("python_path") or _import_path(),
         "store": store,
-        "store_options": store_options,
+        "store_options": clean_json(store_options),
         "root": root if store == "jsonl" else session.get("root"),
     }
     spec = {**session, "session_id": session_id, "link": link}
     return StartOptions(session_id, spec, dumps(_encodable(init)), store)
+
+
+def message_maps(options: dict[str, Any]) -> dict[str, Any]:
+    """The option ``messages`` with values made maps, if it is there; anything else is left to the check of options."""
+    given = options.get("messages")
+    if not isinstance(given, list | tuple):
+        return {}
+    return {"messages": [m.to_map() if isinstance(m, Message) else m for m in given]}
+
+
+def _expect(name: str, value: object, kind: Any, expected: str) -> None:
+    if not isinstance(value, kind):
+        shown = type(value).__name__ if name == "store_options" else repr(value)[:80]
+        raise InvalidOption(
+            f"option {name!r} got {shown}: expected {expected}", option=name, value=shown, expected=expected
+        )
 
 
 def check_given(options: dict[str, Any]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, MutableMapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from athena import providers, tools
+from athena.environment import COOKIE_VARIABLE
 from athena.errors import InvalidOption, StoreError
 from athena.events import Event
 from athena.loop.options import Options, parse_options
@@ -21,6 +22,8 @@ from athena.stores import open_store
 from athena.stores.base import Log, Store
 from athena.stores.memory import MemoryStore
 from athena.wire import Header, dumps
+
+E = TypeVar("E", bound=MutableMapping[str, str])
 
 
 class Host(Protocol):
@@ -79,7 +82,7 @@ async def _assemble(session_id: str, state: SessionState, log: Log, init: dict[s
             expected="absent for an existing session_id",
         )
     options = merge_options(state.options, given)
-    env = init.get("env") or {}
+    env = mark_environment(dict(init.get("env") or {}), os.environ.get(COOKIE_VARIABLE))
     available = tools.resolve(options.tools)
     provider = await make_provider(options, env, host.call)
     in_memory = init.get("store") == "in_memory"
@@ -92,7 +95,8 @@ async def _assemble(session_id: str, state: SessionState, log: Log, init: dict[s
         on_degraded=host.degraded,
     )
     runner = Runner(session_id, options, recorder, provider, available, host, env=env)
-    damage = asdict(log.damage) if log.damage.bad_lines or log.damage.torn_bytes else None
+    found = replace(log.damage, bad_lines=log.damage.bad_lines + state.misfits)
+    damage = asdict(found) if found.bad_lines or found.torn_bytes else None
     return SessionParts(runner, provider, damage)
 
 
@@ -147,8 +151,10 @@ def enter_environment(init: dict[str, Any]) -> None:
     """
     env = init.get("env")
     if env is not None:
+        cookie = os.environ.get(COOKIE_VARIABLE)
         os.environ.clear()
         os.environ.update(env)
+        mark_environment(os.environ, cookie)
     for entry in reversed(init.get("python_path") or ()):
         if entry not in sys.path:
             sys.path.insert(0, entry)
@@ -160,3 +166,15 @@ def enter_environment(init: dict[str, Any]) -> None:
             raise StoreError(
                 f"cannot enter the working directory {cwd!r}: {error.strerror}; give an existing cwd="
             ) from None
+
+
+def mark_environment(env: E, cookie: str | None) -> E:
+    """``env`` with this process's own cookie, or without one.
+
+    By it the supervisor finds what a tool has left when this process is killed. The caller's would be another session's,
+    if the caller is a tool itself.
+    """
+    env.pop(COOKIE_VARIABLE, None)
+    if cookie:
+        env[COOKIE_VARIABLE] = cookie
+    return env

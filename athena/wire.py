@@ -26,6 +26,9 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 PART_BYTES = 256 * 1024
 """Bodies above this travel in parts."""
 
+BODIES_AT_ONCE = 2
+"""An :class:`Outbox` has no more under way in parts: one of control and one of data."""
+
 _LENGTH = struct.Struct("!I")
 
 Header = dict[str, Any]
@@ -74,6 +77,7 @@ class Framer:
         self._buffer = bytearray()
         self._max = max_frame_bytes
         self._parts: dict[int, tuple[Header, list[bytes], int]] = {}
+        self._parts_bytes = 0
         self._error: ProtocolError | None = None
 
     def feed(self, data: bytes) -> list[Frame]:
@@ -107,21 +111,25 @@ class Framer:
     @property
     def pending_bytes(self) -> int:
         """Bytes of frames that are not complete yet: at end of stream, more than 0 means it was cut."""
-        return len(self._buffer) + sum(size for _, _, size in self._parts.values())
+        return len(self._buffer) + self._parts_bytes
 
     def _whole(self, frame: Frame) -> Frame | None:
         """``frame`` if it is complete, the joined frame if it was the last part, else ``None``."""
         part = frame.header.get("part")
         if part is None:
             return frame
+        if not isinstance(part, int):
+            raise ProtocolError(f"a part's number is {part!r}, no integer")
         header, pieces, size = self._parts.pop(part, (frame.header, [], 0))
         size += len(frame.body)
-        if size > self._max:
-            raise ProtocolError(f"a body in parts is over the limit of {self._max} bytes")
+        self._parts_bytes += len(frame.body)
+        if size > self._max or self._parts_bytes > BODIES_AT_ONCE * self._max:
+            raise ProtocolError(f"bodies in parts are over the limit of {self._max} bytes")
         pieces.append(frame.body)
         if frame.header.get("more"):
             self._parts[part] = (header, pieces, size)
             return None
+        self._parts_bytes -= size
         return Frame({k: v for k, v in header.items() if k not in ("part", "more")}, b"".join(pieces))
 
 

@@ -62,7 +62,8 @@ def leftovers(roots: Iterable[Path]) -> list[Left]:
     """
     table = {pid: row for pid, row in _processes() if row.state not in "ZX"}
     ancestors = _ancestors(table)
-    marks = [re.compile(re.escape(os.fsencode(root)) + rb"(?![\w-])") for root in roots]  # .../pytest-1 is not pytest-12
+    # .../pytest-1 is not .../pytest-12
+    marks = [re.compile(re.escape(os.fsencode(root)) + rb"(?![\w-])") for root in roots]
     ours = {pid for pid in table if pid == os.getpid() or (pid not in ancestors and _is_marked(pid, marks))}
     grown = True
     while grown:

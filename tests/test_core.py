@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from athena.errors import Reason
 from supervisor.core import TRANSITIONS, IllegalTransition, SessionCore
 from supervisor.restart import Backoff
-from supervisor.spec import (
+from supervisor.spec import SessionSpec
+from supervisor.vocabulary import (
     Announce,
     BackoffElapsed,
     CancelTimer,
@@ -33,7 +34,6 @@ from supervisor.spec import (
     RestartRefused,
     RestartRequested,
     SendShutdown,
-    SessionSpec,
     SetTimer,
     Spawn,
     Spawned,

@@ -12,7 +12,8 @@ import pytest
 
 from athena.errors import InvalidSpec, to_wire
 from supervisor.restart import Backoff, Restart
-from supervisor.spec import CHECKS, SPEC_OPTIONS, SessionSpec, StopRequested
+from supervisor.spec import CHECKS, SPEC_OPTIONS, SessionSpec
+from supervisor.vocabulary import StopRequested
 
 NUMBERS_NOBODY_MEANS: list[Any] = [True, False, math.nan, math.inf, -math.inf, -1, -0.5, 10**400]
 

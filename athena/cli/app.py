@@ -19,10 +19,12 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable: one JSON document, or one a line for streams.")]
 Live = Annotated[
-    str, typer.Argument(metavar="TARGET", help="Name, session id or pid.", autocompletion=complete_live, show_default=False)
+    str,
+    typer.Argument(metavar="TARGET", help="Name, session id or pid.", autocompletion=complete_live, show_default=False),
 ]
 Any_ = Annotated[
-    str, typer.Argument(metavar="TARGET", help="Name, session id or pid.", autocompletion=complete_any, show_default=False)
+    str,
+    typer.Argument(metavar="TARGET", help="Name, session id or pid.", autocompletion=complete_any, show_default=False),
 ]
 Keep = Annotated[bool, typer.Option("--keep", help="Let the session live on without a name, too.")]
 Stream = Annotated[
@@ -55,7 +57,7 @@ def run(
 
     text = turns.prompt_text(prompt)
     streamed = stream and not json
-    session = turns.start(flags.options_for_new(), linked=True)
+    session = turns.start(turns.options_of(flags), linked=True)
     try:
         result = turns.ask(session, text, screen=Screen() if streamed else None)
         return turns.report(result, as_json=json, streamed=streamed)
@@ -104,7 +106,9 @@ def resume(
 def send(
     target: Live,
     text: Annotated[str | None, typer.Argument(help="The message; '-' or nothing reads it from stdin.")] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the answer, or print the message's id.")] = True,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait for the answer, or print the message's id.")
+    ] = True,
     stream: Stream = None,
     json: Json = False,
 ) -> int:
@@ -179,7 +183,9 @@ def messages(target: Any_, json: Json = False) -> int:
 def events(
     target: Any_,
     after: Annotated[int, typer.Option(min=0, help="Only events after this seq.")] = 0,
-    follow: Annotated[bool, typer.Option("--follow/--no-follow", "-f", help="Wait for more until the session ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow/--no-follow", "-f", help="Wait for more until the session ends.")
+    ] = False,
     json: Json = False,
 ) -> int:
     """Print the recorded events of a live or stored session."""

@@ -10,7 +10,6 @@ from typing import TextIO
 import typer
 from typer.main import get_command
 
-from athena.client import ConnectionLost
 from athena.errors import AthenaError, Cancelled, InvalidOption, InvalidSpec, Unavailable, UnsupportedStore
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
@@ -38,8 +37,6 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
         return code if isinstance(code, int) else EXIT_OK
     except AthenaError as error:
         return _tell(name, type(error).__name__, error.message, exit_code(error), as_json=as_json)
-    except ConnectionLost as error:
-        return _tell(name, "Unavailable", f"the supervisor was lost: {error}", EXIT_UNAVAILABLE, as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -49,7 +46,9 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
         _discard(sys.stdout)
         return _tell(name, "OSError", str(error), EXIT_ERROR, as_json=as_json)
     except _CLICK_ERROR as error:
-        text = f"{error.format_message()}; see {name} --help"  # type: ignore[attr-defined]  # as all errors of click
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else name
+        text = f"{error.format_message()}; see: {command} --help"  # type: ignore[attr-defined]  # as all errors of click
         return _tell(name, "UsageError", text, EXIT_USAGE, as_json=as_json)
 
 

@@ -32,7 +32,7 @@ def chat(target: str | None, flags: StartFlags, *, keep: bool) -> int:
         return _continued(found["session_id"], {k: v for k, v in given.items() if v is not None}, keep=keep)
     if target is not None and is_stored(target):
         return _continued(target, given, keep=keep)
-    options = {**flags.options_for_new(), **({"name": target} if target is not None else {})}
+    options = {**turns.options_of(flags), **({"name": target} if target is not None else {})}
     stays = keep or "name" in options
     session = turns.start(options, linked=not stays)
     return _converse(session, stays=stays)

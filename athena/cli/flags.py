@@ -34,9 +34,9 @@ class StartFlags:
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None
     cwd: Annotated[str | None, typer.Option(help="Directory the tools work in. Default: this one.")] = None
     tools: Annotated[str | None, typer.Option(help="'all', 'none', or names with commas between.")] = None
-    phase: Annotated[
-        str | None, typer.Option(help="plan, default, accept_edits, trusted or bypass_permissions.")
-    ] = None
+    phase: Annotated[str | None, typer.Option(help="plan, default, accept_edits, trusted or bypass_permissions.")] = (
+        None
+    )
     name: Annotated[str | None, typer.Option(help="Name to reach the session by.")] = None
     session_id: Annotated[str | None, typer.Option(help="Id of the session; an existing log is continued.")] = None
     max_iterations: Annotated[str | None, typer.Option(help="Model calls in one turn, or 'infinity'.")] = None
@@ -97,7 +97,7 @@ def takes_start_flags(command: Callable[..., int]) -> Callable[..., int]:
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
         for f in added
     ]
-    del call.__wrapped__  # type: ignore[attr-defined]  # functools.wraps sets it, and inspect would follow it
+    del call.__wrapped__  # inspect would follow it to the signature without the flags
     call.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]  # PEP 362
     call.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": int}
     return call

@@ -79,7 +79,9 @@ def messages(target: str, *, as_json: bool) -> int:
 def events(target: str, after: int, *, follow: bool, as_json: bool) -> int:
     """Recorded events: those there are, and with ``follow`` those to come."""
     row = lookup.live_status(target)
-    items = _stored_events(target, after) if row is None else _live_events(row["session_id"], after, row["events"], follow)
+    items = (
+        _stored_events(target, after) if row is None else _live_events(row["session_id"], after, row["events"], follow)
+    )
     for item in items:
         if as_json:
             write(item.line.decode(errors="replace") + "\n")

@@ -1,4 +1,4 @@
-"""How commands write: answers to stdout, remarks to stderr, JSON one document a line. rich is loaded when it is used."""
+"""How commands write: answers to stdout, remarks to stderr, JSON one document a line."""
 
 from __future__ import annotations
 

@@ -125,7 +125,9 @@ def messages(found: Iterable[Any]) -> None:
 
 def event(item: Any) -> None:
     """One event on one line."""
-    write(f"{item.seq:>6}  {item.ts[:19]}  {item.turn or '':<5} {item.event:<18} {one_line(_gist(item), EVENT_CHARS)}\n")
+    write(
+        f"{item.seq:>6}  {item.ts[:19]}  {item.turn or '':<5} {item.event:<18} {one_line(_gist(item), EVENT_CHARS)}\n"
+    )
 
 
 def _gist(item: Any) -> str:
@@ -134,8 +136,8 @@ def _gist(item: Any) -> str:
     if isinstance(message, dict):
         calls = " ".join(f"→ {call.get('name')}" for call in message.get("tool_calls") or ())
         results = " ".join(str(result.get("content")) for result in message.get("tool_results") or ())
-        return " ".join(part for part in (data.get("status"), str(message.get("content") or ""), calls, results) if part)
+        return " ".join(
+            part for part in (data.get("status"), str(message.get("content") or ""), calls, results) if part
+        )
     kept = {k: v for k, v in data.items() if k not in ("messages", "usage", "text")}
     return " ".join([str(data["text"])] if "text" in data else [f"{k}={v}" for k, v in kept.items()])
-
-

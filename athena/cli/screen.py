@@ -1,4 +1,4 @@
-"""A session's stream as people see it: the answer's text on stdout as it comes, everything else as short lines beside it."""
+"""A session's stream for people: the answer's text on stdout as it comes, the rest as short lines on stderr."""
 
 from __future__ import annotations
 
@@ -106,7 +106,9 @@ class Screen:
 
     def _turn_resumed(self, event: Event) -> None:
         self._void("the session's process ended")
-        self._line(f"the turn goes on in a new process (the last one ended with {reason_text(event.data.get('reason'))})")
+        self._line(
+            f"the turn goes on in a new process (the last one ended with {reason_text(event.data.get('reason'))})"
+        )
 
     def _interrupted(self, event: Event) -> None:
         self._line("interrupted", style="yellow")
@@ -145,7 +147,13 @@ class JsonLines:
 
 def delta_map(delta: StreamDelta) -> dict[str, Any]:
     """A delta in the shape of an event."""
-    data = {"type": delta.type, "text": delta.text, "step": delta.step, "attempt": delta.attempt, "offset": delta.offset}
+    data = {
+        "type": delta.type,
+        "text": delta.text,
+        "step": delta.step,
+        "attempt": delta.attempt,
+        "offset": delta.offset,
+    }
     return {"event": "delta", "turn": delta.turn, "data": data}
 
 
@@ -180,7 +188,9 @@ def _message(event: Event) -> Message:
 
 
 def _call_text(call: ToolCall) -> str:
-    arguments = " ".join(f"{key}={value if isinstance(value, str) else encode(value)}" for key, value in call.arguments.items())
+    arguments = " ".join(
+        f"{key}={value if isinstance(value, str) else encode(value)}" for key, value in call.arguments.items()
+    )
     return one_line(f"{call.name} {arguments}", ARGUMENTS_CHARS)
 
 

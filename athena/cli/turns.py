@@ -10,10 +10,10 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from athena.cli.border import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, UsageError
-from athena.cli.lookup import daemon, stored_state
+from athena.cli.flags import StartFlags
+from athena.cli.lookup import daemon, is_stored, stored_state
 from athena.cli.output import emit, note, write
 from athena.cli.screen import Screen, summary
-from athena.client import ConnectionLost
 from athena.errors import AthenaError
 from athena.events import Event
 from athena.loop.result import Result
@@ -49,7 +49,7 @@ class Interrupter:
     def _ask(self) -> None:
         try:
             self._end_turn()
-        except (AthenaError, ConnectionLost) as error:
+        except AthenaError as error:
             note(f"could not interrupt: {error}", style="red")
 
 
@@ -57,6 +57,15 @@ def start(options: dict[str, Any], *, linked: bool) -> Session:
     """Start a session on the daemon, which is started if need be. A linked one ends with this command."""
     begin = Session.start_link if linked else Session.start
     return begin(supervisor=daemon(autostart=True), **options)
+
+
+def options_of(flags: StartFlags) -> dict[str, Any]:
+    """The options to start with: of a new session, or of the log that ``--session-id`` names."""
+    given = flags.options()
+    session_id = given.get("session_id")
+    if isinstance(session_id, str) and is_stored(session_id):
+        return recorded(session_id, given)[0]
+    return flags.options_for_new()
 
 
 def recorded(session_id: str, flags: dict[str, Any]) -> tuple[dict[str, Any], SessionState]:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import difflib
 import math
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from athena.errors import InvalidOption, UnsupportedOption
 from athena.loop.step import Limits
-from athena.messages import Message, clean_json
+from athena.messages import MAX_DEPTH, Message, clean_json
 from athena.permissions import Phase
 from athena.providers.base import Timeouts
+from athena.redact import looks_secret
 
 Durability = Literal["os", "turn", "event"]
 
@@ -28,7 +28,7 @@ GRANTS = frozenset({"phase", "allowed_tools", "readonly_tools", "api_key", "env"
 
 PER_TURN = frozenset(
     {
-        "model", "system_prompt", "temperature", "top_p", "max_tokens", "stop", "timeout_ms", "tool_choice",
+        "model", "system_prompt", "temperature", "top_p", "max_tokens", "stop", "tool_choice",
         "response_format", "provider_opts", "tools", "phase", "allowed_tools", "disallowed_tools", "readonly_tools",
         "max_iterations", "max_consecutive_mistakes", "max_budget_usd", "tool_timeout_ms", "max_concurrency",
     }
@@ -125,6 +125,8 @@ def parse_options(values: dict[str, Any]) -> Options:
     """``values`` as :class:`Options`. Raises :class:`InvalidOption` (or :class:`UnsupportedOption`) for the first wrong
     one, naming it, its value and what is legal."""
     refuse_unknown(values)
+    for name, value in values.items():
+        check_portable(name, value)
     values = clean_json(values)
     try:
         options = Options.model_validate(values)
@@ -153,12 +155,12 @@ def parse_turn_options(values: dict[str, Any]) -> dict[str, Any]:
 
 def refuse_unknown(values: dict[str, Any]) -> None:
     """Raise for a name that is no option, and for one that is not supported."""
-    for name, value in values.items():
+    for name in values:
         if name in UNSUPPORTED:
             raise UnsupportedOption(
                 f"option {name!r} is {UNSUPPORTED[name]}; leave it out",
                 option=name,
-                value=_short(value),
+                value=_shown(name, values[name]),
                 expected="absent",
             )
         if name not in Options.model_fields:
@@ -167,40 +169,67 @@ def refuse_unknown(values: dict[str, Any]) -> None:
             raise InvalidOption(
                 f"unknown option {name!r}{hint}",
                 option=name,
-                value=_short(value),
+                value=_shown(name, values[name]),
                 expected=", ".join(sorted(Options.model_fields)),
             )
-        _refuse_callable(name, value)
 
 
-def _refuse_callable(name: str, value: Any) -> None:
-    if callable(value) and not isinstance(value, Path):
+def check_portable(name: str, value: Any, levels: int = MAX_DEPTH) -> None:
+    """Raise for what cannot cross to the session's process: a function, or a value that is no JSON, at any depth."""
+    if levels == 0:
+        return  # what is deeper is cut by clean_json
+    if callable(value):
         raise InvalidOption(
-            f"option {name!r} got a function ({_short(value)}), which cannot cross to the session's process; "
+            f"option {name!r} got a function ({_shown(name, value)}), which cannot cross to the session's process; "
             "give an importable one as 'package.module:name'",
             option=name,
-            value=_short(value),
+            value=_shown(name, value),
             expected="'package.module:name'",
+        )
+    if isinstance(value, dict):
+        for key, item in value.items():
+            check_portable(name, key, levels - 1)
+            check_portable(name, item, levels - 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check_portable(name, item, levels - 1)
+    elif not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
+        raise InvalidOption(
+            f"option {name!r} got {_shown(name, value)}: expected texts, finite numbers, booleans, lists and dicts",
+            option=name,
+            value=_shown(name, value),
+            expected="what JSON can hold",
         )
 
 
 def _invalid(error: ValidationError, values: dict[str, Any]) -> InvalidOption:
-    first = error.errors()[0]
+    found = error.errors()
+    first = found[0]
     name = str(first["loc"][0]) if first["loc"] else "options"
-    expected = first["msg"].removeprefix("Value error, ")
+    alternatives = (e["msg"] for e in found if e["loc"][:1] == first["loc"][:1])
+    expected = " or ".join(
+        dict.fromkeys(m.removeprefix("Value error, ").removeprefix("Input should be ") for m in alternatives)
+    )
     if first["type"] == "missing":
         return InvalidOption(f"option {name!r} is required", option=name, value="absent", expected="a value")
     if name == "mode":
         return UnsupportedOption(
             f"option 'mode' got {values['mode']!r}; this release has only 'react'",
             option="mode",
-            value=_short(values["mode"]),
+            value=_shown("mode", values["mode"]),
             expected="'react'",
         )
-    value = "a secret value" if name in ("api_key", "env", "extra_headers") else _short(values.get(name))
+    value = _shown(name, values.get(name))
     return InvalidOption(f"option {name!r} got {value}: {expected}", option=name, value=value, expected=expected)
 
 
-def _short(value: Any) -> str:
+_SECRET_OPTIONS = frozenset({"api_key", "env", "extra_headers", "provider_opts", "store_options"})
+
+
+def _shown(name: str, value: Any) -> str:
+    """``value`` for an error text, unless it may be a key (under a misspelt name too)."""
+    may_be_secret = name in _SECRET_OPTIONS or (name not in Options.model_fields and looks_secret(name, ""))
+    if may_be_secret:
+        return "a secret value"
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

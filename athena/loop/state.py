@@ -58,6 +58,8 @@ class Turn:
     message_id: str
     started_at: str
     options: dict[str, Any] = field(default_factory=dict)
+    unsaid: str | None = None
+    """The message's text while only the turn's start is in the log and not yet the ``user_message``."""
     steps: int = 0
     """Model answers recorded so far."""
     usage: Usage = field(default_factory=Usage)
@@ -107,14 +109,21 @@ class SessionState:
     turns: int = 0
     cursor: Cursor = field(default_factory=lambda: Cursor(0))
     events: int = 0
+    misfits: int = 0
+    """Events of a known kind whose data is not of that kind: skipped, and counted with the bad lines."""
 
     def apply(self, event: Event) -> None:
         """Fold one more event in. Kinds this release doesn't know change nothing."""
         self.cursor = event.cursor
         self.events += 1
         handler = _FOLD.get(event.event)
-        if handler is not None:
+        if handler is None:
+            return
+        try:
             handler(self, event)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            # One line from another hand must not cost the session all others (design 5).
+            self.misfits += 1
 
 
 def digest(text: str) -> str:
@@ -141,14 +150,14 @@ def duration_ms(started_at: str, ended_at: str) -> int:
 
 def _session(state: SessionState, event: Event) -> None:
     state.options.update(event.data.get("options") or {})
-    for message in event.data.get("messages") or ():
-        state.messages.append(Message.from_map(message))
+    state.messages += [Message.from_map(message) for message in event.data.get("messages") or ()]
 
 
 def _accepted(state: SessionState, event: Event) -> None:
     data = event.data
+    receipt = Receipt(event.seq, digest(data["text"]))
     state.queue.append(Accepted(data["message_id"], data["text"], data.get("options") or {}))
-    state.receipts[data["message_id"]] = Receipt(event.seq, digest(data["text"]))
+    state.receipts[data["message_id"]] = receipt
 
 
 def _cancelled(state: SessionState, event: Event) -> None:
@@ -160,13 +169,15 @@ def _cancelled(state: SessionState, event: Event) -> None:
 def _turn_start(state: SessionState, event: Event) -> None:
     message_id = event.data["message_id"]
     options: dict[str, Any] = {}
+    unsaid = None
     for accepted in state.queue:
         if accepted.message_id == message_id:
-            options = accepted.options
+            options, unsaid = accepted.options, accepted.text
             state.queue.remove(accepted)
             break
     state.turns += 1
-    state.turn = Turn(id=event.turn or f"t{state.turns}", message_id=message_id, started_at=event.ts, options=options)
+    turn_id = event.turn or f"t{state.turns}"
+    state.turn = Turn(turn_id, message_id, started_at=event.ts, options=options, unsaid=unsaid)
 
 
 def _message(state: SessionState, event: Event) -> None:
@@ -174,12 +185,18 @@ def _message(state: SessionState, event: Event) -> None:
         state.messages.append(Message.from_map(event.data["message"]))
 
 
+def _user_message(state: SessionState, event: Event) -> None:
+    _message(state, event)
+    if state.turn is not None:
+        state.turn.unsaid = None
+
+
 def _assistant(state: SessionState, event: Event) -> None:
     if "message" not in event.data:
         return
     message = Message.from_map(event.data["message"])
-    state.messages.append(message)
     usage = Usage.from_map(event.data.get("usage"))
+    state.messages.append(message)
     state.usage += usage
     turn = state.turn
     if turn is None:  # a log of ExAthena, or one that lost lines: the conversation still counts
@@ -255,7 +272,7 @@ _FOLD: dict[str, Callable[[SessionState, Event], None]] = {
     "message_accepted": _accepted,
     "message_cancelled": _cancelled,
     "turn_start": _turn_start,
-    "user_message": _message,
+    "user_message": _user_message,
     "system_message": _message,
     "assistant_message": _assistant,
     "tool_call": _tool_call,

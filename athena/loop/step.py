@@ -30,7 +30,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Begin a turn with the next queued message."""
+    """Begin a turn with the next queued message, or go on where a life ended between the two records of a beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,8 @@ def next_step(state: SessionState, limits: Limits) -> Step:
     turn = state.turn
     if turn is None:
         return Take() if state.queue else Wait()
+    if turn.unsaid is not None:
+        return Take()
     if turn.interrupted is not None:
         return CloseCalls(turn.open_calls) if turn.open_calls else Finish("interrupted")
     if turn.answered:

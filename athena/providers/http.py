@@ -137,7 +137,18 @@ class Endpoint:
         self.errors = http_errors.ErrorContext(provider, self.base_url, tuple(secrets), hints or {})
         self._limits = settings.timeouts
         self._was_used = False
-        self._client = make_client(self.base_url, settings, headers)
+        self._made: httpx.AsyncClient | None = None
+        self._make = functools.partial(make_client, self.base_url, settings, headers)
+        # An idle session does without a client, which takes 2 ms and 1 MB. But what the caller gave for it may be
+        # wrong, and that is an error of the start.
+        if settings.extra_headers or settings.env.get("SSL_CERT_FILE") or proxy_for(self.base_url, settings.env):
+            self._made = self._make()
+
+    @property
+    def _client(self) -> httpx.AsyncClient:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
 
     async def stream(self, path: str, body: dict[str, Any], framing: Framing) -> AsyncGenerator[dict[str, Any], None]:
         """POST ``body`` and yield the JSON objects of the streamed answer; closing the iterator closes the connection.
@@ -210,7 +221,8 @@ class Endpoint:
 
     async def aclose(self) -> None:
         """Close all connections. Safe to call twice."""
-        await self._client.aclose()
+        if self._made is not None:
+            await self._made.aclose()
 
     def incomplete(self) -> ProviderError:
         """The error for a stream that ended, in good order, before the protocol's final marker."""

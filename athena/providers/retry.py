@@ -67,6 +67,14 @@ async def stream_with_retries(
             if delay is None or attempt == max_attempts:
                 raise
             failure = error
+        except Exception as error:  # the border to a provider that is not ours and may raise anything
+            raise foreign_error(error, provider.name) from error
         if on_attempt is not None:
             on_attempt(attempt + 1, failure, delay)
         await sleep(delay)
+
+
+def foreign_error(error: Exception, provider: str) -> ProviderError:
+    """What a provider raised against its contract, as the failure that it is for its caller."""
+    message = f"provider {provider!r} failed: {type(error).__name__}: {error}"
+    return ProviderError(message, kind="unknown", status=None, retry_after_s=None, provider=provider)

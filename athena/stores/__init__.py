@@ -43,7 +43,7 @@ def open_store(name: str, *, root: Path | None = None, options: Mapping[str, Any
         raise InvalidOption(
             f"store {name!r} cannot be made with these store_options: {error}",
             option="store_options",
-            value=repr(options),
+            value=repr(sorted(options)),  # names only: a value may hold a password
             expected=f"{cls.__name__}{parameters}",
         ) from None
     return cast(Store, cls(**options))

@@ -27,6 +27,9 @@ NEAR_MATCH = 0.75
 RESULT_CAP_CHARS = 1_000_000
 """A bound for tools that have none; above it one result could fill a log record or any model's context."""
 
+UI_PAYLOAD_CAP_BYTES = 8 * 1024 * 1024
+"""A bound for what is only for people: with it and the text's bound a result always fits one log record."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -129,12 +132,15 @@ def _outcome(call: ToolCall, status: Status, text: str, *, ui: dict[str, Any] | 
 
 
 def _encodable(ui: dict[str, Any] | None) -> dict[str, Any] | None:
-    """``ui`` if the log can carry it. A payload that JSON cannot hold costs people a view, not the session its log."""
+    """``ui`` if the log can carry it. A payload that JSON or a record cannot hold costs people a view, not the session
+    its log."""
     if ui is None:
         return None
     cleaned: dict[str, Any] = clean_json(ui)
     try:
-        orjson.dumps(cleaned)
+        size_bytes = len(orjson.dumps(cleaned))
     except TypeError as error:
         return {"kind": str(ui.get("kind")), "payload": {"unencodable": clean_text(str(error))}}
+    if size_bytes > UI_PAYLOAD_CAP_BYTES:
+        return {"kind": str(ui.get("kind")), "payload": {"left_out_bytes": size_bytes}}
     return cleaned
