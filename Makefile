@@ -1,7 +1,7 @@
 # Athena's commands; `make` alone lists them. What is longer than two lines is in scripts/.
 
 PYTHON ?= python3
-PROMPT ?= What is the capital of France?
+PROMPT ?= Name the capital of France.
 SLOW ?=
 ARGS ?=
 
@@ -59,8 +59,8 @@ docs: $(VENV)/.dev ## write docs/protocol.md anew from the code, and try every e
 	$(BIN)/python scripts/protocol_page.py
 	$(BIN)/python -m pytest tests/test_docs.py $(ARGS)
 
-check: lint types ## what CI runs: style, types, and every test
-	@$(MAKE) --no-print-directory test SLOW=1
+check: SLOW := 1
+check: lint types test ## what CI runs: style, types, and every test
 
 clean: ## remove what was built; sessions stay
 	rm -rf $(VENV) build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -121,11 +121,14 @@ class SyncConnection:
         request_id, raw = self.protocol.request(op, header, body)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._send(raw, timeout_s)
-        while True:
+        answer: Frame | None = None
+        while answer is None:
             for frame in self._receive(deadline):
                 if frame.kind == "reply" and frame.header.get("id") == request_id:
-                    return outcome(frame)
-                self.inbox.append(frame)
+                    answer = frame
+                else:
+                    self.inbox.append(frame)  # also what came right behind the answer: a stream's first events
+        return outcome(answer)
 
     def next_frame(self, deadline: float | None = None) -> Frame:
         """The next frame that is no answer. Raises ``TimeoutError`` at the deadline (monotonic)."""

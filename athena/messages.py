@@ -162,7 +162,7 @@ class Message:
         return out
 
     @staticmethod
-    def from_map(value: dict[str, Any]) -> Message:
+    def from_map(value: Any) -> Message:
         """The message in ``value`` (string keys). Raises :class:`InvalidOption` if it is none: no map, no legal role,
         or content, calls or results of another shape."""
         role = value.get("role") if isinstance(value, dict) else None

@@ -1,7 +1,7 @@
 """The zygote: a preloaded, single-threaded process that forks session children (design, section 3).
 
 It is exec'd by the supervisor as ``python -P -m athena.zygote --fd N`` with a scrubbed environment. It has imported
-what a child needs and nothing of the user's, has made one request so that the client path is warm, and then serves its
+what a child needs and nothing of the user's, has rehearsed a turn, and then serves its
 control socket (``SOCK_SEQPACKET``), one request a packet:
 
     request  {"id", "cookie", "cwd"}             + descriptors: child's read end, child's write end, log
@@ -86,7 +86,7 @@ def main() -> NoReturn:
 
 
 def preload(names: Iterable[str]) -> None:
-    """Import `names` and, if httpx is among them, make one request so that a child's first one costs no imports."""
+    """Import `names` and, if the child's own module is among them, rehearse what a child does."""
     for name in names:
         package = name.removesuffix(".*")
         if not _is_installed(package):
@@ -95,42 +95,20 @@ def preload(names: Iterable[str]) -> None:
         if name.endswith(".*"):
             for found in pkgutil.iter_modules(module.__path__, package + "."):
                 importlib.import_module(found.name)
-    if "httpx" in sys.modules:
-        warm_http()
+    if "athena.child" in sys.modules:
+        warm_up()
 
 
-def warm_http() -> None:
-    """One request to a throw-away loopback server, in a throw-away event loop of the kind a child uses.
+def warm_up() -> None:
+    """Make what all children share, and rehearse a turn in a throw-away event loop of the kind a child uses.
 
-    A TLS context made here is shared by all children (``athena.providers.http`` keeps it): making one costs 28 ms. A
-    machine without loopback only loses the warm path.
+    A TLS context made here is shared by all children (``athena.providers.http`` keeps it): making one costs 28 ms.
     """
-    if _is_installed("athena.providers.http"):
-        importlib.import_module("athena.providers.http").tls_context()
+    http = importlib.import_module("athena.providers.http")
+    http.tls_context()
     factory = importlib.import_module("uvloop").new_event_loop if _is_installed("uvloop") else None
-    with contextlib.suppress(OSError), asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(_request_once())
-
-
-async def _request_once() -> None:
-    import httpx
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}")
-        await writer.drain()
-        writer.close()
-
-    # A ready socket and a numeric address: a name look-up would start a thread pool, and a fork needs a single thread.
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = await asyncio.start_server(answer, sock=listener)
-    port = listener.getsockname()[1]
-    # verify=False: no handshake takes place, and the default would load the system's certificates for nothing.
-    async with httpx.AsyncClient(verify=False, trust_env=False, timeout=5.0) as client:
-        with contextlib.suppress(httpx.HTTPError):
-            (await client.post(f"http://127.0.0.1:{port}/", json={"warm": True})).json()
-    server.close()
-    await server.wait_closed()
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(importlib.import_module("athena.rehearsal").rehearse())
 
 
 def settle() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from athena import child, config, runner, wire
 from supervisor import commands, core, hub, keeper
+from supervisor.vocabulary import State
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "protocol.md"
@@ -192,10 +193,10 @@ def _states() -> Iterable[str]:
     inputs = list(dict.fromkeys(given for _, given in core.TRANSITIONS))
     rows = []
     for given in inputs:
-        handlers = [core.TRANSITIONS.get((state, given)) for state in core.State]
+        handlers = [core.TRANSITIONS.get((state, given)) for state in State]
         names = ["" if h is None else h.__name__.removeprefix("_on_").replace("_", " ") for h in handlers]
         rows.append((f"`{given.__name__}`", *("·" if name == "dull" else name for name in names)))
-    yield from _table(("input", *(f"`{state.value}`" for state in core.State)), rows)
+    yield from _table(("input", *(f"`{state.value}`" for state in State)), rows)
 
 
 def kinds_in_code() -> set[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from athena.errors import InvalidSpec
 from supervisor.restart import Restart, is_number
@@ -19,10 +19,11 @@ ChildId = str | int | float | bool | None
 """A child's id: any JSON scalar."""
 
 ChildType = Literal["worker", "supervisor"]
+AutoShutdown = Literal["never", "any_significant", "all_significant"]
+"""A supervisor's ``auto_shutdown`` (3, 12)."""
 Modules = tuple[str, ...] | Literal["dynamic"]
 
-AUTO_SHUTDOWNS = ("never", "any_significant", "all_significant")
-"""The legal values of a supervisor's ``auto_shutdown`` (3, 12)."""
+AUTO_SHUTDOWNS: tuple[AutoShutdown, ...] = get_args(AutoShutdown)
 
 _OLD_FORM = ("id", "start", "restart", "shutdown", "type", "modules")
 _DEPTH_MAX = 8  # of a value carried in an error: it may hold itself
@@ -77,7 +78,7 @@ class ChildSpec:
         """Every field as JSON: what ``get_childspec`` answers."""
         return {
             "id": self.id,
-            "start": list(self.start) if isinstance(self.start, tuple) else self.start,
+            "start": self._start_as_json(),
             "args": None if self.args is None else list(self.args),
             "kwargs": dict(self.kwargs),
             "restart": self.restart.value,
@@ -89,8 +90,13 @@ class ChildSpec:
             "options": dict(self.options),
         }
 
+    def _start_as_json(self) -> str | list[str] | dict[str, Any]:
+        if isinstance(self.start, str):
+            return self.start
+        return list(self.start) if isinstance(self.start, tuple) else dict(self.start)
 
-def parse_child_spec(value: object, auto_shutdown: str | None = None) -> ChildSpec:
+
+def parse_child_spec(value: object, auto_shutdown: AutoShutdown | None = None) -> ChildSpec:
     """The spec that ``value`` describes: a mapping, OTP's old 6-tuple as list or tuple, or a :class:`ChildSpec`.
 
     Unknown keys are ignored. ``auto_shutdown`` is the supervisor's: with ``"never"`` a significant child is refused,
@@ -111,7 +117,9 @@ def parse_child_spec(value: object, auto_shutdown: str | None = None) -> ChildSp
     kind = _type(given)
     shutdown = _shutdown(given, kind)
     modules = _modules(given, start)
-    return _assemble(given, start, restart=restart, significant=significant, type=kind, shutdown=shutdown, modules=modules)
+    return _assemble(
+        given, start, restart=restart, significant=significant, type=kind, shutdown=shutdown, modules=modules
+    )
 
 
 def parse_dynamic_spec(value: object) -> ChildSpec:
@@ -133,11 +141,13 @@ def parse_dynamic_spec(value: object) -> ChildSpec:
     shutdown = _shutdown(given, kind)
     modules = _modules(given, start)
     if given.get("significant", False) is not False:
-        raise spec_error("invalid_significant", given["significant"], "a dynamic supervisor has no significant children")
+        raise spec_error(
+            "invalid_significant", given["significant"], "a dynamic supervisor has no significant children"
+        )
     return _assemble(given, start, restart=restart, significant=False, type=kind, shutdown=shutdown, modules=modules)
 
 
-def parse_child_specs(value: object, auto_shutdown: str | None = None) -> tuple[ChildSpec, ...]:
+def parse_child_specs(value: object, auto_shutdown: AutoShutdown | None = None) -> tuple[ChildSpec, ...]:
     """All specs of a list, in order. Raises as :func:`parse_child_spec`, ``badarg`` and ``duplicate_child_name``."""
     if not isinstance(value, list | tuple):
         raise spec_error("badarg", value, "child specifications come as a list")
@@ -155,12 +165,9 @@ def check_childspecs(value: object, auto_shutdown: object = None) -> None:
 
     Without ``auto_shutdown`` the rule for ``never`` is not applied; the one for permanent children is.
     """
-    if auto_shutdown is None:
-        parse_child_specs(value)
-    elif isinstance(auto_shutdown, str) and auto_shutdown in AUTO_SHUTDOWNS:
-        parse_child_specs(value, auto_shutdown)
-    else:
+    if auto_shutdown is not None and auto_shutdown not in AUTO_SHUTDOWNS:
         raise spec_error("badarg", auto_shutdown, f"auto_shutdown is one of {', '.join(AUTO_SHUTDOWNS)}")
+    parse_child_specs(value, auto_shutdown)
 
 
 def error_term(error: InvalidSpec) -> Any:
@@ -214,12 +221,14 @@ def _check_id(value: object) -> None:
 def _start(given: Mapping[str, Any]) -> str | tuple[str, ...] | Mapping[str, Any]:
     start, args, kwargs = given["start"], given.get("args", ()), given.get("kwargs", {})
     if not _is_start(start):
-        raise spec_error("invalid_mfa", start, "start is 'package.module:function', a list with a program, or a mapping")
+        raise spec_error(
+            "invalid_mfa", start, "start is 'package.module:function', a list with a program, or a mapping"
+        )
     if args is not None and not isinstance(args, list | tuple):
         raise spec_error("invalid_mfa", args, "args is a list")
     if not _has_names(kwargs):
         raise spec_error("invalid_mfa", kwargs, "kwargs is a mapping with strings as keys")
-    return tuple(start) if isinstance(start, list) else start  # type: ignore[no-any-return]  # _is_start has looked
+    return tuple(start) if isinstance(start, list) else start
 
 
 def _is_start(start: object) -> bool:
@@ -242,7 +251,7 @@ def _restart(given: Mapping[str, Any]) -> Restart:
     return Restart(restart)
 
 
-def _check_combinations(significant: object, restart: Restart, auto_shutdown: str | None) -> None:
+def _check_combinations(significant: object, restart: Restart, auto_shutdown: AutoShutdown | None) -> None:
     """A significant child needs a supervisor that looks, and an end that is final; in this order (2)."""
     if significant is not True:
         return

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from supervisor.child_spec import AUTO_SHUTDOWNS, spec_error
+from supervisor.child_spec import AUTO_SHUTDOWNS, AutoShutdown, spec_error
 from supervisor.restart import Intensity
 from supervisor.spec import CHECKS_BY_FIELD, MAX_WIRE_INT
 
@@ -42,7 +42,7 @@ class SupervisorFlags:
     strategy: Strategy = Strategy.ONE_FOR_ONE
     max_restarts: int = 3
     max_seconds: float = 5
-    auto_shutdown: str = "never"
+    auto_shutdown: AutoShutdown = "never"
 
     @property
     def intensity(self) -> Intensity:
@@ -81,7 +81,7 @@ def parse_flags(value: object) -> SupervisorFlags:
     strategy = _strategy(given, tuple(Strategy))
     max_restarts, max_seconds = _limits(given)
     auto_shutdown = given.get("auto_shutdown", "never")
-    if not isinstance(auto_shutdown, str) or auto_shutdown not in AUTO_SHUTDOWNS:
+    if auto_shutdown not in AUTO_SHUTDOWNS:
         raise spec_error("invalid_auto_shutdown", auto_shutdown, f"expected one of {', '.join(AUTO_SHUTDOWNS)}")
     if strategy is Strategy.SIMPLE_ONE_FOR_ONE and auto_shutdown != "never":
         pair = [["strategy", strategy.value], ["auto_shutdown", auto_shutdown]]

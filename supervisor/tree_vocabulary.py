@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from athena.errors import Reason
@@ -186,7 +186,19 @@ class StopCall(Call):
     reason: Reason = "normal"
 
 
-Message = Exited | Retry | ParentExited | Call
+Request = (
+    StartChildCall
+    | TerminateChildCall
+    | RestartChildCall
+    | DeleteChildCall
+    | GetChildSpecCall
+    | WhichChildCall
+    | WhichChildrenCall
+    | CountChildrenCall
+)
+"""The calls that concern children (11)."""
+
+Message = Exited | Retry | ParentExited | StopCall | Request
 """What a busy node keeps in its mailbox for later, in order."""
 
 Input = Start | StartResult | ShutdownTimeout | KillNode | Message
@@ -365,22 +377,3 @@ Effect = (
     | NodeExit
     | Report
 )
-
-
-@dataclass(slots=True)
-class Child:
-    """A node's record of one child: never both a pid and a pending retry (19.4)."""
-
-    spec: ChildSpec
-    pid: Pid | None = None
-    retry: int | None = field(default=None)
-    """Number of the retry that is under way: the child is ``restarting``."""
-
-    @property
-    def where(self) -> Pid | Literal["restarting"] | None:
-        """The pid as ``which_children`` shows it."""
-        return self.pid if self.retry is None else "restarting"
-
-    def info(self, shown_id: ChildId) -> ChildInfo:
-        """Its row; a dynamic supervisor shows no ids."""
-        return ChildInfo(shown_id, self.where, self.spec.type, self.spec.modules)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,23 +59,23 @@ def argv(*arguments: str, program: str = "athena.cli") -> list[str]:
     return [sys.executable, "-m", program, *arguments]
 
 
-def environment(**extra: str) -> dict[str, str]:
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The test's own environment, in which this tree is imported."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), **extra}
+    return {**os.environ, "PYTHONPATH": str(ROOT), **(extra or {})}
 
 
-def athena(*arguments: str, stdin: str = "", cwd: Path | None = None, **extra: str) -> Ran:
+def athena(*arguments: str, stdin: str = "", env: Mapping[str, str] | None = None) -> Ran:
     """Run ``athena`` to its end."""
-    return finish(start(*arguments, cwd=cwd, **extra), stdin)
+    return finish(start(*arguments, env=env), stdin)
 
 
-def supervisor(*arguments: str, **extra: str) -> Ran:
+def supervisor(*arguments: str, env: Mapping[str, str] | None = None) -> Ran:
     """Run ``athena-supervisor`` to its end."""
-    return finish(start(*arguments, program="athena.cli.supervisor", **extra))
+    return finish(start(*arguments, program="athena.cli.supervisor", env=env))
 
 
 def start(
-    *arguments: str, program: str = "athena.cli", cwd: Path | None = None, wrap: tuple[str, ...] = (), **extra: str
+    *arguments: str, program: str = "athena.cli", wrap: tuple[str, ...] = (), env: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
     """Start a command with three pipes."""
     return subprocess.Popen(
@@ -83,8 +83,7 @@ def start(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment(**extra),
-        cwd=cwd,
+        env=environment(env),
         text=True,
     )
 
@@ -96,7 +95,7 @@ def finish(process: subprocess.Popen[str], stdin: str = "") -> Ran:
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()
-        raise AssertionError(f"{process.args} did not end; stdout {out!r}, stderr {err!r}") from None
+        raise AssertionError(f"{process.args!r} did not end; stdout {out!r}, stderr {err!r}") from None
     return Ran(process.returncode, out, err)
 
 
@@ -121,7 +120,7 @@ class Terminal:
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            env=environment(TERM="dumb"),
+            env=environment({"TERM": "dumb"}),
             start_new_session=True,
             preexec_fn=lambda: _own_terminal(0),
         )

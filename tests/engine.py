@@ -1,4 +1,4 @@
-"""An engine in the test's own process: a real :class:`Runner` with the mock provider, without a child or a supervisor."""
+"""An engine in the test's own process: a real :class:`Runner` with the mock provider, without child and supervisor."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import ConfigDict
 
 from athena import providers, tools
 from athena.events import Event, new_uuid
@@ -28,7 +30,7 @@ Behaviour = Callable[[Any, ToolContext], Any]
 class AnyArguments(Parameters):
     """Parameters of test tools: whatever the script says."""
 
-    model_config = {"extra": "allow"}
+    model_config = ConfigDict(extra="allow")
 
     def get(self, name: str, default: Any = None) -> Any:
         """One argument."""
@@ -133,7 +135,7 @@ async def engine(
     **options: Any,
 ) -> AsyncIterator[Engine]:
     """A running engine in phase ``trusted``; cancelled at the end, as a child's is."""
-    settings = {"provider": "mock", "phase": "trusted", "mock": mock, "tools": [], **options}
+    settings = {"provider": "mock", "phase": "trusted", "mock": mock, "tools": [], "durability": "os", **options}
     if cwd is not None:
         settings["cwd"] = str(cwd)
     parsed = parse_options({k: v for k, v in settings.items() if v is not None})
@@ -143,7 +145,7 @@ async def engine(
     for event in log.read():
         state.apply(event)
     box: list[Engine] = []
-    recorder = Recorder(log, state, durability="os", publish=lambda e: box[0].publish(e))
+    recorder = Recorder(log, state, durability=parsed.durability, publish=lambda e: box[0].publish(e))
     available = tools.resolve(parsed.tools, extra_tools)
     runner = Runner("s1", parsed, recorder, made, available, _Late(box), env=env or {}, random_unit=lambda: 0.0)
     box.append(Engine(runner))

@@ -32,6 +32,7 @@ from athena.errors import (
     Unresponsive,
     VersionMismatch,
 )
+from athena.session_calls import Identity
 from athena.wire import PROTOCOL, Outbox
 from tests.helpers import TIME_UNIT
 from tests.session_fixtures import Sessions, is_gone
@@ -92,14 +93,15 @@ def where(home: Path) -> Path:
     return home / "x.sock"
 
 
-# --- no supervisor ------------------------------------------------------------------------------------------------------
+# --- no supervisor ---------------------------------------------------------------------------------------------------
 
 
 def test_without_a_supervisor_the_error_says_how_to_start_one(where: Path) -> None:
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: Session.attach("x", supervisor=where),
         lambda: Session.start(supervisor=where, provider="mock"),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(NotRunning, match="athena-supervisor start") as caught:
             call()
         assert isinstance(caught.value, Unavailable)
@@ -140,7 +142,7 @@ def test_a_supervisor_that_is_none_is_an_option_error(value: Any) -> None:
     assert caught.value.option == "supervisor"
 
 
-# --- something else at the socket ---------------------------------------------------------------------------------------
+# --- something else at the socket ------------------------------------------------------------------------------------
 
 
 def hangs_up(connection: socket.socket) -> None:
@@ -215,27 +217,16 @@ def test_a_supervisor_of_another_release_says_both(sessions: Sessions, monkeypat
     assert (caught.value.ours, caught.value.theirs) == ([PROTOCOL, PRODUCT], [PROTOCOL, "athena/9.9.9"])
 
 
-@pytest.mark.parametrize("ask", ["start", "attach", "whereis", "list", "monitor"])
-def test_a_supervisor_that_dies_during_a_call_is_unavailable(ask: str, where: Path) -> None:
-    identity = client_identity()
+@pytest.mark.parametrize(
+    "call",
+    [lambda w: Session.start(supervisor=w, provider="mock"), lambda w: Session.attach("x", supervisor=w),
+     lambda w: Session.whereis("x", supervisor=w), lambda w: Session.list(supervisor=w),
+     lambda w: Session(supervisors.DaemonTarget(w), Identity("x", None, None)).monitor()],
+    ids=["start", "attach", "whereis", "list", "monitor"],
+)  # fmt: skip
+def test_a_supervisor_that_dies_during_a_call_is_unavailable(call: Callable[[Path], object], where: Path) -> None:
     with listener(where, greets_and_hangs_up), pytest.raises(Unavailable, match="supervisor"):
-        match ask:
-            case "start":
-                Session.start(supervisor=where, provider="mock")
-            case "attach":
-                Session.attach("x", supervisor=where)
-            case "whereis":
-                Session.whereis("x", supervisor=where)
-            case "list":
-                Session.list(supervisor=where)
-            case _:
-                Session(supervisors.DaemonTarget(where), identity).monitor()
-
-
-def client_identity() -> Any:
-    from athena.session_calls import Identity
-
-    return Identity("x", None, None)
+        call(where)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +250,7 @@ def test_a_silent_supervisor_is_unresponsive_and_no_timeout_of_a_turn(
         Session.attach("x", supervisor=where)
 
 
-# --- sessions that are not there ------------------------------------------------------------------------------------------
+# --- sessions that are not there -------------------------------------------------------------------------------------
 
 
 def test_a_name_a_pid_and_a_supervisor_that_are_not_there_are_three_errors(sessions: Sessions, where: Path) -> None:
@@ -338,7 +329,7 @@ def test_a_turn_that_a_stop_cuts_short_says_so(sessions: Sessions, tmp_path: Pat
     assert isinstance(failures[0], SessionStopped | NoProcess)
 
 
-# --- starts that are refused ------------------------------------------------------------------------------------------------
+# --- starts that are refused -----------------------------------------------------------------------------------------
 
 
 def test_a_live_session_is_not_started_twice_by_id_or_by_name(sessions: Sessions) -> None:
@@ -417,7 +408,7 @@ def test_a_wrong_field_of_the_specification_is_named(field: str, sessions: Sessi
         assert isinstance(caught.value, ValueError)
 
 
-# --- the other package of this name -----------------------------------------------------------------------------------------
+# --- the other package of this name ----------------------------------------------------------------------------------
 
 
 def test_the_process_manager_of_the_same_import_name_is_refused(tmp_path: Path, home: Path) -> None:
@@ -435,3 +426,27 @@ def test_the_process_manager_of_the_same_import_name_is_refused(tmp_path: Path, 
     assert "'supervisor' 4.2.5" in last
     assert "another virtual environment" in last
     assert not home.exists() or not list(home.rglob("*.sock"))
+
+
+# --- frames ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_comes_right_behind_an_answer_is_not_lost(where: Path) -> None:
+    def answers_with_more(connection: socket.socket) -> None:
+        connection.sendall(hello())
+        while b"subscribe" not in connection.recv(65536):
+            pass
+        box = Outbox()
+        box.put({"kind": "event", "seq": 1}, b"{}")
+        box.put({"kind": "reply", "id": 1, "ok": True}, b"{}")
+        box.put({"kind": "event", "seq": 2}, b"{}")
+        connection.sendall(b"".join(iter(box.take, None)))  # in one piece, as a busy machine delivers it
+        connection.recv(1)
+
+    with listener(where, answers_with_more):
+        connection = client.SyncConnection(where)
+        try:
+            connection.call("subscribe", {}, b"", 5 * TIME_UNIT)
+            assert [connection.next_frame().header["seq"] for _ in range(2)] == [1, 2]
+        finally:
+            connection.close()

@@ -59,13 +59,13 @@ def test_a_process_that_left_its_family_is_still_found(mark: dict[str, bool], tm
     pid = _orphan(root, **mark)
     left = leftovers([root])
     assert pid in [process.pid for process in left]
-    assert "sleep" in str(next(process for process in left if process.pid == pid))
+    assert "kill -STOP" in str(next(process for process in left if process.pid == pid))
     end(left)
     assert pid not in [process.pid for process in wait_gone([root], 5 * TIME_UNIT)]
 
 
 def test_a_process_below_a_marked_one_is_found_though_it_shed_every_mark(tmp_path: Path) -> None:
-    pid = _orphan(tmp_path, argument=True, shell="env -i sleep 1000 & wait")
+    pid = _orphan(tmp_path, argument=True, shell="env -i sleep 1000 & kill -STOP $$")
     left = wait_gone([tmp_path], 0)
     while len(left) < 2:  # the shell has not started its child yet
         left = leftovers([tmp_path])
@@ -81,9 +81,9 @@ def test_a_directory_whose_name_begins_alike_is_anothers(tmp_path: Path) -> None
 
 
 def _orphan(
-    root: Path, *, env: bool = False, argument: bool = False, cwd: bool = False, shell: str = "sleep 1000; :"
+    root: Path, *, env: bool = False, argument: bool = False, cwd: bool = False, shell: str = "kill -STOP $$"
 ) -> int:
-    """A shell whose parent has gone, carrying ``root`` in one place only."""
+    """A shell whose parent has gone, carrying ``root`` in one place only. It stops itself, so it starts nothing."""
     code = (
         "import subprocess, sys\n"
         "p = subprocess.Popen(['sh', '-c', *sys.argv[1:]], start_new_session=True, stdout=2)\n"

@@ -25,7 +25,7 @@ from tests.engine import BAD, OK, Engine, calls, engine, make_tool, succeed
 
 Row = tuple[str, dict[str, Any]]
 
-# --- logs in short ----------------------------------------------------------------------------------------------------
+# --- logs in short ---------------------------------------------------------------------------------------------------
 
 
 def accepted(message_id: str = "m1", text: str = "go", **options: Any) -> Row:
@@ -189,7 +189,7 @@ def test_caps_count_on_over_a_death() -> None:
     assert plan(*TURN, *STEP, DIED, *STEP, max_budget_usd=1.0).reason == "error_max_budget_usd"
 
 
-# --- the fold -----------------------------------------------------------------------------------------------------------
+# --- the fold --------------------------------------------------------------------------------------------------------
 
 
 def test_results_are_put_in_the_order_of_the_calls() -> None:
@@ -251,7 +251,7 @@ def test_a_clock_that_went_back_makes_no_negative_duration() -> None:
     assert duration_ms("2026-01-01T00:00:00.000000Z", "2026-01-01T00:00:01.500000Z") == 1500
 
 
-# --- what is sent to a provider -----------------------------------------------------------------------------------------
+# --- what is sent to a provider --------------------------------------------------------------------------------------
 
 ids = st.sampled_from(["a", "b", "c"])
 messages = st.one_of(
@@ -286,7 +286,7 @@ def test_plan_mode_is_noted_for_the_model_and_not_in_the_history() -> None:
     assert [m.text for m in request.messages] == ["go"]
 
 
-# --- recovery from every prefix -------------------------------------------------------------------------------------------
+# --- recovery from every prefix --------------------------------------------------------------------------------------
 
 KEYED = make_tool("keyed", succeed, read_only=True, on_crash="keyed")
 UNSAFE = make_tool("unsafe", succeed)

@@ -22,19 +22,22 @@ from athena.loop.options import (
 )
 from athena.session_setup import merge_options
 
-REFERENCE = """
-provider model base_url api_key system_prompt messages images temperature top_p max_tokens stop timeout_ms tool_choice
-response_format provider_opts metadata resume permission_mode capabilities extra_headers queue queue_timeout mock
-mock_events tools mcp cwd phase assigns allowed_tools disallowed_tools readonly_tools can_use_tool hooks confine
-allowed_roots allow_local_hosts mode max_iterations max_consecutive_mistakes max_unproductive_iterations max_budget_usd
-tool_timeout_ms max_concurrency memory skills preload_skills compactor compact_at pinned_prefix_count live_suffix_count
-reactive_compact auto_pin compaction_pipeline max_reflections per_tool_result_max_chars snip_age_iterations
-respect_denylist session_id parent_session_id conversation_id agent_id on_event coordinator conclusions
-conclusion_summarizer subagent_prompt_suffix name store
-""".split()
+REFERENCE = [
+    "provider", "model", "base_url", "api_key", "system_prompt", "messages", "images", "temperature", "top_p",
+    "max_tokens", "stop", "timeout_ms", "tool_choice", "response_format", "provider_opts", "metadata",
+    "resume", "permission_mode", "capabilities", "extra_headers", "queue", "queue_timeout", "mock",
+    "mock_events", "tools", "mcp", "cwd", "phase", "assigns", "allowed_tools", "disallowed_tools",
+    "readonly_tools", "can_use_tool", "hooks", "confine", "allowed_roots", "allow_local_hosts", "mode",
+    "max_iterations", "max_consecutive_mistakes", "max_unproductive_iterations", "max_budget_usd",
+    "tool_timeout_ms", "max_concurrency", "memory", "skills", "preload_skills", "compactor", "compact_at",
+    "pinned_prefix_count", "live_suffix_count", "reactive_compact", "auto_pin", "compaction_pipeline",
+    "max_reflections", "per_tool_result_max_chars", "snip_age_iterations", "respect_denylist", "session_id",
+    "parent_session_id", "conversation_id", "agent_id", "on_event", "coordinator", "conclusions",
+    "conclusion_summarizer", "subagent_prompt_suffix", "name", "store",
+]  # fmt: skip
 """Every option that ExAthena has in any release (reference 4 and 2.2)."""
 
-LATER = "todo_writer ask_user permission_timeout hibernate_after python".split()
+LATER = ["todo_writer", "ask_user", "permission_timeout", "hibernate_after", "python"]
 """What the design adds to them for later releases."""
 
 
@@ -138,7 +141,8 @@ def test_a_provider_is_needed_for_a_run_and_named_when_it_is_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("modell", "model"), ("max_iteration", "max_iterations"), ("Provider", "provider"), ("zzz", None)]
+    ("name", "near"),
+    [("modell", "model"), ("max_iteration", "max_iterations"), ("Provider", "provider"), ("zzz", None)],
 )
 def test_an_unknown_option_is_refused_with_the_name_that_was_meant(name: str, near: str | None) -> None:
     error = check({name: 1})
@@ -148,14 +152,16 @@ def test_an_unknown_option_is_refused_with_the_name_that_was_meant(name: str, ne
     assert "max_iterations" in error.expected
 
 
-@pytest.mark.parametrize("value", ["", ".", "..", "../up", "a/b", "a\\b", "a\0b", "ä", "a b", "x" * 129, "a\n", 5, True])
+@pytest.mark.parametrize(
+    "value", ["", ".", "..", "../up", "a/b", "a\\b", "a\0b", "ä", "a b", "x" * 129, "a\n", 5, True]
+)
 def test_a_session_id_that_could_be_a_path_or_is_none_is_refused(value: Any) -> None:
     error = check({"session_id": value})
     assert isinstance(error, InvalidSessionId)
     assert "A-Z a-z 0-9 _ -" in error.message
 
 
-# --- functions ----------------------------------------------------------------------------------------------------------
+# --- functions -------------------------------------------------------------------------------------------------------
 
 
 def importable() -> None: ...
@@ -204,7 +210,7 @@ def test_text_that_is_no_unicode_is_made_visible_and_no_error() -> None:
     assert "a\ufffdb" in started.body.decode()
 
 
-# --- secrets --------------------------------------------------------------------------------------------------------------
+# --- secrets ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -236,7 +242,7 @@ def test_grants_and_history_are_not_among_what_is_recorded() -> None:
     assert options.recorded() == {"provider": "mock", "disallowed_tools": ["bash"]}
 
 
-# --- a life after the first -------------------------------------------------------------------------------------------------
+# --- a life after the first ------------------------------------------------------------------------------------------
 
 
 def test_a_resume_keeps_what_was_recorded_and_restrictions_only_add_up() -> None:

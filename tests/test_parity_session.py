@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from athena.supervisors import EmbeddedSupervisor
 from athena.testing import FakeOpenAI
 from tests.engine import calls
 from tests.helpers import TIME_UNIT, wait_until
-from tests.session_fixtures import Files, Sessions, is_gone, kill, log, wait_nothing_below
+from tests.session_fixtures import Files, Sessions, is_gone, kill, log, result, wait_nothing_below
 from tests.session_fixtures import background as background
 from tests.session_fixtures import files as files
 from tests.session_fixtures import own_sessions as own_sessions
@@ -62,7 +64,10 @@ def test_s1_every_call_is_answered_and_a_stop_is_bounded_while_a_turn_runs(sessi
 
 def test_s2_what_was_done_before_a_kill_in_a_turn_is_kept_and_not_done_again(sessions: Sessions, files: Files) -> None:
     effect = files.path("effects")
-    script = [bash(f"echo x >> {effect}"), {"text": "after", "wait_for": files.path("go"), "touch": files.path("second")}]
+    script = [
+        bash(f"echo x >> {effect}"),
+        {"text": "after", "wait_for": files.path("go"), "touch": files.path("second")},
+    ]
     session = sessions.start(script, phase="trusted")
     turn = session.submit("do it")
     files.wait_lines("second")
@@ -139,38 +144,30 @@ def test_s8_after_a_turn_that_was_cut_short_the_next_one_is_valid_for_a_strict_p
 
 
 def test_s11_any_number_of_subscribers_get_the_deltas_and_none_holds_up_the_session(
-    sessions: Sessions, files: Files
+    sessions: Sessions, files: Files, background: Callable[[Callable[[], list[Any]]], Future[list[Any]]]
 ) -> None:
-    script = [{"chunks": ["a", "b", "c"], "wait_for": files.path("go")}, "second"]
-    session = sessions.start(script)
-    seen: list[list[Any]] = [[], [], []]
-    streams = [session.events(0), session.events(0), session.events(0)]
+    session = sessions.start([{"chunks": ["a", "b", "c"], "wait_for": files.path("go")}, "second"])
+    with ExitStack() as stack:
+        streams = [stack.enter_context(session.events(0)) for _ in range(4)]  # the last one is never read
 
-    def follow(number: int) -> None:
-        for item in streams[number]:
-            seen[number].append(item)
-            if isinstance(item, Event) and item.event == "turn_end":
-                return
+        def follow(number: int) -> list[Any]:
+            seen: list[Any] = []
+            for item in streams[number]:
+                seen.append(item)
+                if isinstance(item, Event) and item.event == "turn_end":
+                    break
+            return seen
 
-    frozen = session.events(0)  # never read
-    threads = [threading.Thread(target=follow, args=(n,)) for n in range(2)]
-    for thread in threads:
-        thread.start()
-    turn = session.submit("x")
-    files.open("go")
-    assert turn.result().text == "abc"
-    for thread in threads:
-        thread.join(10 * TIME_UNIT)
-    streams[2].next(10 * TIME_UNIT)
-    streams[2].close()  # one that goes away in between
-    for items in seen[:2]:
-        events = [i for i in items if isinstance(i, Event)]
-        assert [e.seq for e in events] == list(range(1, len(events) + 1))
-        assert "".join(i.text for i in items if isinstance(i, StreamDelta)) == "abc"
-    assert session.send_message("y").text == "second"
-    frozen.close()
-    for stream in streams[:2]:
-        stream.close()
+        following = [background(lambda n=n: follow(n)) for n in range(2)]
+        turn = session.submit("x")
+        streams[2].next(10 * TIME_UNIT)
+        streams[2].close()  # one that goes away in between
+        files.open("go")
+        assert turn.result().text == "abc"
+        for items in map(result, following):
+            assert [i.seq for i in items if isinstance(i, Event)] == [1, 2, 3, 4, 5, 6]
+            assert "".join(i.text for i in items if isinstance(i, StreamDelta)) == "abc"
+        assert session.send_message("y").text == "second"
 
 
 def test_s12_calls_usage_and_the_end_of_a_session_are_in_its_log(sessions: Sessions) -> None:

@@ -70,7 +70,10 @@ def test_j1_an_acknowledged_event_is_synced_and_not_only_written(tmp_path: Path)
 def test_j2_an_ordered_end_of_everything_loses_nothing(
     own_sessions: Sessions, own_supervisor: EmbeddedSupervisor, files: Files
 ) -> None:
-    script = [calls(("glob", {"pattern": "*"})), {"text": "x", "wait_for": files.path("never"), "touch": files.path("at")}]
+    script = [
+        calls(("glob", {"pattern": "*"})),
+        {"text": "x", "wait_for": files.path("never"), "touch": files.path("at")},
+    ]
     session = own_sessions.start(script)
     session.submit("a")
     session.submit("b")
@@ -124,8 +127,10 @@ def test_j4_a_full_disk_is_an_error_and_costs_neither_the_old_events_nor_the_new
 def test_j5_values_that_no_json_holds_end_neither_the_log_nor_the_session(sessions: Sessions, tmp_path: Path) -> None:
     (tmp_path / "raw").write_bytes(b"caf\xe9\nsecond\nthird\n")
     odd = [
-        calls(("bash", {"command": "printf '\\377\\376\\000 done'"}), ("read", {"path": "raw", "offset": 2, "limit": 1}),
-              ("read", {"path": "raw"}), "odd"),
+        calls(
+            ("bash", {"command": "printf '\\377\\376\\000 done'"}),
+            ("read", {"path": "raw", "offset": 2, "limit": 1}), ("read", {"path": "raw"}), "odd",
+        ),
         {"text": "lone \udcff surrogate"},
     ]  # fmt: skip
     other = sessions.start(["undisturbed"])
@@ -229,5 +234,3 @@ def test_j12_writers_in_one_process_are_one_too(tmp_path: Path) -> None:
     with pytest.raises(LogLocked):
         JsonlStore(tmp_path).open("a")
     first.close()
-
-

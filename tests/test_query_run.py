@@ -143,7 +143,9 @@ async def test_a_cancelled_query_hangs_up(tmp_path: Path) -> None:
             await fake.wait_until(lambda: fake.hangups == 1)
 
 
-@pytest.mark.parametrize("function", [run, query, lambda *a, **o: list(stream(*a, **o))], ids=["run", "query", "stream"])
+@pytest.mark.parametrize(
+    "function", [run, query, lambda *a, **o: list(stream(*a, **o))], ids=["run", "query", "stream"]
+)
 class TestErrors:
     """What all three refuse, in the same words."""
 

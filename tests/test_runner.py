@@ -4,21 +4,42 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from athena.errors import Busy, Cancelled, InvalidOption, MessageIdConflict, NotFound
+from athena.events import Event
 from athena.loop.result import FINISH_REASONS
 from athena.messages import Message
+from athena.providers.base import ModelResponse
 from athena.runner import QUEUE_LIMIT
+from athena.stores.base import Log
+from athena.stores.memory import MemoryStore
 from athena.tools.base import Tool, ToolContext, ToolOutput
 from tests.engine import BAD, OK, AnyArguments, calls, engine, make_tool
 from tests.helpers import TIME_UNIT, wait_until_async
 from tests.process_fixtures import is_gone
 from tests.process_fixtures import table as table
 
-# --- one turn ---------------------------------------------------------------------------------------------------------
+
+class Spy:
+    """A provider that keeps its requests."""
+
+    name = "spy"
+    default_model: str | None = "default"
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+
+    async def stream(self, request: Any) -> Any:
+        self.requests.append(request)
+        yield ModelResponse("ok")
+
+    async def aclose(self) -> None: ...
+
+
+# --- one turn --------------------------------------------------------------------------------------------------------
 
 
 async def test_a_plain_answer_is_one_step() -> None:
@@ -64,7 +85,7 @@ async def test_usage_and_cost_add_up_over_steps_and_turns() -> None:
         assert (e.state.usage.cost_usd, e.state.usage.input_tokens > 20) == (0.5, True)
 
 
-# --- batches ----------------------------------------------------------------------------------------------------------
+# --- batches ---------------------------------------------------------------------------------------------------------
 
 
 async def test_a_read_before_a_write_sees_the_old_file_and_one_after_it_the_new(tmp_path: Path) -> None:
@@ -189,7 +210,7 @@ async def test_what_a_tool_returns_can_always_be_recorded() -> None:
         assert [text for _, text in e.results()] == ["\ufffd done"] * 3
 
 
-# --- caps -------------------------------------------------------------------------------------------------------------
+# --- caps ------------------------------------------------------------------------------------------------------------
 
 
 async def test_the_iteration_cap_ends_the_turn_with_every_call_answered() -> None:
@@ -241,7 +262,7 @@ async def test_an_unknown_cost_never_trips_the_budget() -> None:
         assert (await e.send()).ok
 
 
-# --- failures of the model's side ---------------------------------------------------------------------------------------
+# --- failures of the model's side ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -266,13 +287,11 @@ async def test_a_provider_failure_is_a_finish_reason_and_the_next_turn_works(kin
 async def test_a_provider_that_breaks_its_contract_costs_the_turn_and_not_the_session() -> None:
     class Broken:
         name = "broken"
-        default_model = "m"
+        default_model: str | None = "m"
 
         async def stream(self, request: Any) -> Any:
             if request.messages[-1].text == "break":
                 raise KeyError("usage")
-            from athena.providers.base import ModelResponse
-
             yield ModelResponse("fine")
 
         async def aclose(self) -> None: ...
@@ -288,7 +307,7 @@ async def test_a_new_attempt_voids_the_text_of_the_one_before(tmp_path: Path) ->
     healed = tmp_path / "healed"
     step = {"chunks": ["Hel", "lo"], "error": {"kind": "transport"}, "error_until": str(healed)}
     async with engine([step]) as e:
-        e.on_delta = lambda: len(e.deltas) >= 4 and healed.touch() or None
+        e.on_delta = lambda: healed.touch() if len(e.deltas) >= 4 else None
         result = await e.send()
         assert result.text == "Hello"
         assert [(a, o, p.text) for a, o, p in e.deltas] == [
@@ -305,7 +324,76 @@ async def test_thinking_is_streamed_apart_and_recorded_with_the_answer() -> None
         assert e.state.messages[-1].reasoning == "hm"
 
 
-# --- interrupts -------------------------------------------------------------------------------------------------------
+async def test_a_key_in_a_providers_failure_is_neither_recorded_nor_told() -> None:
+    class Chatty(Spy):
+        async def stream(self, request: Any) -> Any:
+            raise RuntimeError("the key sk-canary-1234567 is wrong")
+            yield
+
+    async with engine(provider=Chatty(), api_key="sk-canary-1234567") as e:
+        result = await e.send()
+        assert "[redacted:api_key]" in str(result.halted_reason)
+        assert "sk-canary" not in repr(result) + repr(e.events) + str([x.line for x in e.events])
+
+
+# --- durability -------------------------------------------------------------------------------------------------------
+
+
+class Order:
+    """A log that notes the order of appends and syncs."""
+
+    def __init__(self) -> None:
+        self.log = MemoryStore().open("s1")
+        self.seen: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.log, name)
+
+    def append(self, event: Event) -> None:
+        self.log.append(event)
+        self.seen.append(event.event)
+
+    def sync(self) -> None:
+        self.seen.append("sync")
+
+    def between(self, first: str, last: str) -> list[str]:
+        """What happened after ``first`` and before ``last``."""
+        return self.seen[self.seen.index(first) + 1 : self.seen.index(last)]
+
+
+@pytest.mark.parametrize(("on_crash", "syncs"), [("unsafe", ["sync"]), ("keyed", ["sync"]), ("safe", [])])
+async def test_an_intent_is_synced_before_an_effect_that_is_not_repeatable(on_crash: Any, syncs: list[str]) -> None:
+    order = Order()
+
+    async def run(args: AnyArguments, ctx: ToolContext) -> ToolOutput:
+        order.seen.append("effect")
+        return ToolOutput("ok")
+
+    tool = make_tool("t", run, read_only=True, on_crash=on_crash)
+    async with engine([calls("t"), "done"], log=cast(Log, order), extra_tools=[tool], durability="turn") as e:
+        message_id = await e.submit()
+        assert order.seen[-1] == "sync"  # accepted means on disk
+        await e.result(message_id)
+        assert order.seen[-2:] == ["turn_end", "sync"]
+        assert order.between("tool_call", "effect") == syncs
+
+
+async def test_with_durability_os_nothing_waits_for_the_disk() -> None:
+    order = Order()
+    async with engine([calls("ok"), "done"], log=cast(Log, order), extra_tools=[OK]) as e:
+        await e.send()
+        assert "sync" not in order.seen
+
+
+async def test_with_durability_event_each_event_is_synced() -> None:
+    order = Order()
+    async with engine([calls("ok"), "done"], log=cast(Log, order), extra_tools=[OK], durability="event") as e:
+        await e.send()
+        events = [kind for kind in order.seen if kind != "sync"]
+        assert len(order.seen) >= 2 * len(events)
+
+
+# --- interrupts ------------------------------------------------------------------------------------------------------
 
 
 async def test_an_interrupt_during_a_model_call_ends_the_turn_and_keeps_the_queue(tmp_path: Path) -> None:
@@ -358,7 +446,7 @@ async def test_an_interrupt_can_clear_the_queue_and_tells_who_waits(tmp_path: Pa
             e.runner.require(waiting)
 
 
-# --- the queue --------------------------------------------------------------------------------------------------------
+# --- the queue -------------------------------------------------------------------------------------------------------
 
 
 async def test_messages_wait_in_order_and_the_queue_has_an_end(tmp_path: Path) -> None:
@@ -400,25 +488,7 @@ async def test_a_queued_message_can_be_taken_back_and_a_running_one_not(tmp_path
         assert e.kinds().count("turn_start") == 1
 
 
-# --- options of one turn ------------------------------------------------------------------------------------------------
-
-
-class Spy:
-    """A provider that keeps its requests."""
-
-    name = "spy"
-    default_model = "default"
-
-    def __init__(self) -> None:
-        self.requests: list[Any] = []
-
-    async def stream(self, request: Any) -> Any:
-        from athena.providers.base import ModelResponse
-
-        self.requests.append(request)
-        yield ModelResponse("ok")
-
-    async def aclose(self) -> None: ...
+# --- options of one turn ---------------------------------------------------------------------------------------------
 
 
 async def test_options_of_one_message_hold_for_its_turn_only() -> None:

@@ -24,8 +24,9 @@ CANARY = "sk-canary-7f3c9a51d2e84b60"
 OTHER = "ghp-canary-5b1e77aa90cd4f32"
 
 LOOK = (
-    "env; cat /proc/self/environ; tr '\\0' '\\n' < /proc/$PPID/environ; cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' "
-    "| grep -a {mark} ; cat key.txt; echo \"again: $(cat key.txt)\"; tr '\\0' ' ' < /proc/$PPID/cmdline"
+    "env; cat /proc/self/environ; tr '\\0' '\\n' < /proc/$PPID/environ; "
+    "cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep -a {mark}; "
+    "cat key.txt; echo \"again: $(cat key.txt)\"; tr '\\0' ' ' < /proc/$PPID/cmdline"
 )
 
 
@@ -161,7 +162,9 @@ def test_a_refused_start_shows_no_key(own_supervisor: EmbeddedSupervisor, home: 
     assert files_with(home, CANARY, OTHER) == []
 
 
-def test_a_crash_leaves_no_key_in_the_childs_log(own_supervisor: EmbeddedSupervisor, home: Path, tmp_path: Path) -> None:
+def test_a_crash_leaves_no_key_in_the_childs_log(
+    own_supervisor: EmbeddedSupervisor, home: Path, tmp_path: Path
+) -> None:
     with Session.start_link(
         supervisor=own_supervisor, provider="mock", mock=["one", "two"], api_key=CANARY, cwd=tmp_path,
         env={"PATH": os.environ["PATH"], "A_TOKEN": OTHER},

@@ -80,8 +80,8 @@ def test_a_file_in_the_sockets_place_is_left_alone(home: Path) -> None:
 def test_a_second_daemon_on_one_state_directory_is_refused(daemon: Path, tmp_path: Path) -> None:
     pid = supervisor("start", "--json").json["pid"]
     other = {"ATHENA_SOCKET": str(tmp_path / "other.sock")}
-    assert_one_line(supervisor("start", **other), 3, f"pid {pid}", "ATHENA_HOME")
-    ran = finish(start("run", program=PROGRAM, **other))
+    assert_one_line(supervisor("start", env=other), 3, f"pid {pid}", "ATHENA_HOME")
+    ran = finish(start("run", program=PROGRAM, env=other))
     assert ran.code == 1
     assert f"pid {pid}" in ran.err
     assert not (tmp_path / "other.sock").exists()

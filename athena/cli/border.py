@@ -10,6 +10,7 @@ from typing import TextIO
 import typer
 from typer.main import get_command
 
+from athena.cli.output import ReaderLeft, encode, one_line
 from athena.errors import AthenaError, Cancelled, InvalidOption, InvalidSpec, Unavailable, UnsupportedStore
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
@@ -39,7 +40,7 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
         return _tell(name, type(error).__name__, error.message, exit_code(error), as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
+    except (ReaderLeft, BrokenPipeError):
         _discard(sys.stdout)
         return EXIT_PIPE
     except OSError as error:
@@ -62,8 +63,6 @@ def exit_code(error: AthenaError) -> int:
 
 
 def _tell(name: str, error: str, message: str, code: int, *, as_json: bool) -> int:
-    from athena.cli.output import encode, one_line
-
     line = encode({"error": error, "message": message}) if as_json else f"{name}: {one_line(message)}"
     try:
         print(line, file=sys.stderr, flush=True)

@@ -21,6 +21,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _consoles: dict[str, Console] = {}
 
 
+class ReaderLeft(Exception):
+    """Nobody reads stdout any more. typer would take a ``BrokenPipeError`` for a failure and exit with 1."""
+
+
 def encode(value: Any) -> str:
     """``value`` as JSON on one line."""
     return orjson.dumps(value).decode()
@@ -32,9 +36,12 @@ def emit(value: Any) -> None:
 
 
 def write(text: str) -> None:
-    """Text on stdout, at once."""
-    sys.stdout.write(printable(text, sys.stdout))
-    sys.stdout.flush()
+    """Text on stdout, at once. Raises :class:`ReaderLeft`."""
+    try:
+        sys.stdout.write(printable(text, sys.stdout))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise ReaderLeft from None
 
 
 def note(text: str, *, style: str = "dim") -> None:

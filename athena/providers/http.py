@@ -141,7 +141,8 @@ class Endpoint:
         self._make = functools.partial(make_client, self.base_url, settings, headers)
         # An idle session does without a client, which takes 2 ms and 1 MB. But what the caller gave for it may be
         # wrong, and that is an error of the start.
-        if settings.extra_headers or settings.env.get("SSL_CERT_FILE") or proxy_for(self.base_url, settings.env):
+        own_ca = self.base_url.startswith("https:") and settings.env.get("SSL_CERT_FILE")
+        if settings.extra_headers or own_ca or proxy_for(self.base_url, settings.env):
             self._made = self._make()
 
     @property

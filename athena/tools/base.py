@@ -6,6 +6,7 @@ model should see is :class:`ToolFailure` (raised inside ``run`` and caught in on
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,9 +80,14 @@ class Tool:
 
     def spec(self) -> ToolSpec:
         """The tool as the model sees it."""
-        schema = self.parameters.model_json_schema()
-        for ours in ("title", "description"):  # the class's name and docstring: not for the model
-            schema.pop(ours, None)
-        for prop in schema.get("properties", {}).values():
-            prop.pop("title", None)
-        return ToolSpec(self.name, self.description, schema)
+        return ToolSpec(self.name, self.description, _schema(self.parameters))
+
+
+@functools.cache  # making one takes a millisecond, and every model call needs those of all tools
+def _schema(parameters: type[Parameters]) -> dict[str, Any]:
+    schema = parameters.model_json_schema()
+    for ours in ("title", "description"):  # the class's name and docstring: not for the model
+        schema.pop(ours, None)
+    for prop in schema.get("properties", {}).values():
+        prop.pop("title", None)
+    return schema

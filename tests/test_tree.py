@@ -1,0 +1,568 @@
+"""Supervisors with a list of children: OTP's named cases (A-F) and the rules of otp.md 4-12 and 17, without processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from athena.errors import Reason, StartError
+from supervisor.core import IllegalTransition
+from supervisor.dynamic import DynamicNode, SimpleNode
+from supervisor.flags import SupervisorFlags
+from supervisor.node import TRANSITIONS
+from supervisor.node_init import dynamic_node, dynamic_node_from_init, node_from_init, supervisor_node
+from supervisor.tree import StaticNode
+from supervisor.tree_vocabulary import (
+    ByPid,
+    CallFailed,
+    ChildInfo,
+    DeleteChildCall,
+    Exited,
+    GetChildSpecCall,
+    Ignored,
+    KillNode,
+    NodeExit,
+    NodeStartFailed,
+    ParentExited,
+    Phase,
+    PostRetry,
+    Refused,
+    Reply,
+    Retry,
+    SetTimer,
+    ShutdownTimeout,
+    Start,
+    StartChildCall,
+    Started,
+    StartFailed,
+    StartResult,
+    StopCall,
+    TerminateChildCall,
+    WhichChildCall,
+    WhichChildrenCall,
+)
+from tests.tree_driver import START, Driver, failing, first_ok, ok_info, spec
+
+NOT_FOUND = Refused("not_found")
+
+
+def tree(*children: Any, **flags: Any) -> Driver:
+    """A driver of a node that has not started yet; two restarts in an hour unless told otherwise."""
+    limits = {"max_restarts": 2, "max_seconds": 3600, **flags}
+    return Driver(supervisor_node(limits, [spec(c) if isinstance(c, str) else c for c in children]))
+
+
+def up(*children: Any, **flags: Any) -> Driver:
+    """One that has started; the record of effects begins after that."""
+    driver = tree(*children, **flags).start()
+    assert driver.started is True
+    driver.begin()
+    return driver
+
+
+def start_error(*args: Any) -> Reason:
+    with pytest.raises(StartError) as caught:
+        supervisor_node(*args)
+    return caught.value.reason
+
+
+# --- A: start ---------------------------------------------------------------------------------------------------------
+
+
+def test_children_start_left_to_right_one_at_a_time() -> None:
+    driver = tree("a", "b", "c")
+    driver.modes = {"a": lambda: None, "b": lambda: None}
+    driver.start()
+    assert driver.trace() == [("start", "a")]
+    driver.finish()
+    assert driver.trace() == [("start", "a"), ("start", "b")]
+    assert driver.started is None
+    driver.finish()
+    assert driver.started is True
+    assert driver.which() == [("c", 3), ("b", 2), ("a", 1)]
+    assert driver.node.pids == (1, 2, 3)
+
+
+def test_a_start_that_fails_ends_what_was_started_in_reverse_and_tells_the_starter_last() -> None:
+    driver = tree("a", spec("b", shutdown="brutal_kill"), "c", "d")
+    driver.modes = {"c": failing({"exit": 3})}
+    driver.start()
+    reason = {"shutdown": {"failed_to_start_child": ["c", {"exit": 3}]}}
+    assert driver.trace() == [("start", "a"), ("start", "b"), ("start", "c"), ("kill", "b"), ("shutdown", "a")]
+    assert driver.effects[-2:] == [NodeExit(reason), NodeStartFailed(reason)]
+    assert driver.reports() == [("start_error", "c", {"exit": 3})]
+    assert driver.node.restarts_in_window(driver.now) == 0
+
+
+def test_a_taken_name_fails_the_start_like_any_error() -> None:
+    driver = tree("a")
+    driver.modes = {"a": failing({"already_started": 77})}
+    driver.start()
+    assert driver.started == {"shutdown": {"failed_to_start_child": ["a", {"already_started": 77}]}}
+
+
+def test_a02_a_child_that_ignores_is_kept_without_a_pid() -> None:
+    driver = up()
+    driver.modes = {"c1": Ignored}
+    assert driver.start_child(spec("c1")) == Ignored()
+    assert driver.start_child(spec("c2")) == Started(1)
+    assert driver.which() == [("c2", 1), ("c1", None)]
+    assert driver.counts() == [2, 1, 0, 2]
+
+
+def test_a03_a_temporary_child_that_ignores_is_dropped() -> None:
+    driver = tree(spec("c1", restart="temporary"), spec("c2", restart="temporary"), spec("c4"))
+    driver.modes = {"c1": Ignored, "c3": Ignored, "c4": Ignored}
+    driver.start()
+    assert driver.start_child(spec("c3", restart="temporary")) == Ignored()
+    assert driver.which() == [("c4", None), ("c2", 1)]
+    assert driver.delete_child("c4") is None
+    assert driver.counts() == [1, 1, 0, 1]
+
+
+@pytest.mark.parametrize("returned", [17, ["one"], {"flags": {}}, None, [1, 2, 3]])
+def test_a05_an_init_that_returns_nonsense(returned: Any) -> None:
+    for from_init in (node_from_init, dynamic_node_from_init):
+        with pytest.raises(StartError) as caught:
+            from_init([returned], "m")
+        assert caught.value.reason == {"bad_return": ["m", "init", [returned]]}
+
+
+def test_an_init_may_return_flags_and_children_or_ignore() -> None:
+    assert isinstance(node_from_init([{}, [spec("a")]], "m"), StaticNode)
+    assert isinstance(node_from_init([{"strategy": "simple_one_for_one"}, [spec("a")]], "m"), SimpleNode)
+    assert isinstance(dynamic_node_from_init({"max_children": 2}, "m"), DynamicNode)
+    assert node_from_init("ignore", "m") is None
+    assert dynamic_node_from_init("ignore", "m") is None
+
+
+def test_a06_a_failed_start_child_wraps_the_spec_and_stores_nothing() -> None:
+    driver = up()
+    driver.modes = {"c1": failing("reason")}
+    answer = driver.start_child(spec("c1"))
+    assert (answer.tag, answer.value, answer.spec["id"]) == ("start_failed", "reason", "c1")
+    assert driver.which() == []
+    driver.modes = {"c1": failing({"already_started": 9})}
+    assert driver.start_child(spec("c1")) == Refused("already_started", 9)
+    assert driver.which() == []
+
+
+def test_a07_get_childspec_is_full_and_by_id() -> None:
+    driver = up({"id": "c1", "start": START}, spec("c2", shutdown="brutal_kill"), {**spec("c3", type="supervisor")})
+    full = driver.call(GetChildSpecCall, "c1")
+    assert (full["restart"], full["shutdown"], full["type"]) == ("permanent", 5.0, "worker")
+    assert driver.call(GetChildSpecCall, "c2")["shutdown"] == "brutal_kill"
+    assert driver.call(GetChildSpecCall, "c9") == NOT_FOUND
+    assert driver.call(GetChildSpecCall, ByPid(1)) == NOT_FOUND
+
+
+def test_a09_specs_are_all_checked_before_any_child_starts() -> None:
+    assert start_error({}, [spec("a"), {"id": 1}]) == {"start_spec": "missing_start"}
+    assert start_error({}, ["atom"]) == {"start_spec": {"invalid_child_spec": "atom"}}
+    assert start_error({}, [spec("a"), spec("a")]) == {"start_spec": {"duplicate_child_name": "a"}}
+    assert start_error({}, "x") == {"start_spec": {"badarg": "x"}}
+
+
+def test_a09_simple_one_for_one_needs_exactly_one_spec() -> None:
+    simple = {"strategy": "simple_one_for_one"}
+    assert start_error(simple, []) == {"bad_start_spec": []}
+    assert start_error(simple, [spec("a"), spec("b")]) == {"bad_start_spec": [spec("a"), spec("b")]}
+    assert start_error(simple, "x") == {"bad_start_spec": "x"}
+    assert start_error(simple, [{"id": 1}]) == {"start_spec": "missing_start"}
+    pair = [["auto_shutdown", "never"], ["significant", True]]
+    assert start_error(simple, [spec("a", significant=True)]) == {"start_spec": {"bad_combination": pair}}
+
+
+def test_a11_f08_bad_flags_are_supervisor_data() -> None:
+    assert start_error({"max_restarts": "infinity"}, []) == {"supervisor_data": {"invalid_intensity": "infinity"}}
+    assert start_error(("one_for_one", 1), []) == {"supervisor_data": {"invalid_type": ["one_for_one", 1]}}
+    with pytest.raises(StartError) as caught:
+        dynamic_node({"max_children": -1})
+    assert caught.value.reason == {"supervisor_data": {"invalid_max_children": -1}}
+
+
+# --- B: administration ------------------------------------------------------------------------------------------------
+
+
+def test_b01_start_and_terminate() -> None:
+    driver = up("c1")
+    assert driver.start_child(spec("c1")) == Refused("already_started", 1)
+    assert driver.terminate_child("c9") == NOT_FOUND
+    assert driver.counts() == [1, 1, 0, 1]
+    assert driver.terminate_child("c1") is None
+    assert driver.counts() == [1, 0, 0, 1]
+    assert driver.terminate_child("c1") is None
+    assert driver.start_child(spec("c1")) == Refused("already_present")
+    assert driver.terminate_child(ByPid(1)) == NOT_FOUND
+    assert driver.ended == [("c1", "shutdown")]
+
+
+def test_b02_restart_and_delete() -> None:
+    driver = up("c1")
+    driver.terminate_child("c1")
+    assert driver.restart_child("c1") == Started(2)
+    assert driver.restart_child("c1") == Refused("running")
+    assert driver.restart_child("c9") == NOT_FOUND
+    assert driver.delete_child("c1") == Refused("running")
+    assert driver.delete_child("c9") == NOT_FOUND
+    driver.terminate_child("c1")
+    assert driver.delete_child("c1") is None
+    assert driver.restart_child("c1") == NOT_FOUND
+    assert driver.counts() == [0, 0, 0, 0]
+
+
+def test_b02_a_failed_restart_child_keeps_the_spec() -> None:
+    driver = up()
+    driver.modes["c1"] = first_ok(driver)
+    assert driver.start_child(spec("c1")) == Started(1)
+    driver.terminate_child("c1")
+    assert driver.restart_child("c1") == Refused("start_failed", "start_error")
+    driver.modes["c1"] = failing({"already_started": 5})
+    assert driver.restart_child("c1") == Refused("already_started", 5)
+    assert driver.which() == [("c1", None)]
+    driver.modes["c1"] = Ignored
+    assert driver.restart_child("c1") == Ignored()
+    assert driver.counts() == [1, 0, 0, 1]
+    assert driver.node.restarts_in_window(driver.now) == 0
+
+
+def test_b04_a_call_to_a_node_that_is_gone_exits_noproc() -> None:
+    driver = up("c1")
+    driver.stop()
+    assert driver.call(WhichChildrenCall) == ("exit", "noproc")
+
+
+def test_b07_info_is_returned_and_not_stored() -> None:
+    driver = up()
+    driver.modes["c1"] = ok_info(driver, "info")
+    assert driver.start_child(spec("c1")) == Started(1, "info")
+    driver.terminate_child("c1")
+    assert driver.restart_child("c1") == Started(2, "info")
+    driver.die("c1")
+    assert driver.which() == [("c1", 3)]
+    assert "info" not in repr(driver.node)
+
+
+@pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all", "rest_for_one"])
+@pytest.mark.parametrize("how", ["killed", "normal", "died", "terminate_child"])
+@pytest.mark.parametrize("restart", ["permanent", "transient", "temporary"])
+def test_b09_what_is_left_of_a_child_by_type_and_end(strategy: str, how: str, restart: str) -> None:
+    given = spec("c1", restart=restart)
+    driver = up(given, strategy=strategy)
+    if how == "terminate_child":
+        driver.terminate_child("c1")
+    else:
+        driver.die("c1", how)
+    answer = driver.start_child(given)
+    if restart == "temporary":
+        assert answer == Started(2)
+    elif how == "terminate_child" or (how == "normal" and restart == "transient"):
+        assert answer == Refused("already_present")
+    else:
+        assert answer == Refused("already_started", 2)
+
+
+def test_arguments_of_a_temporary_child_are_forgotten_once_it_runs() -> None:
+    driver = up(spec("c1", restart="temporary", args=[1]), spec("c2", args=[1]))
+    assert driver.call(GetChildSpecCall, "c1")["args"] is None
+    assert driver.call(GetChildSpecCall, "c2")["args"] == [1]
+
+
+def test_start_child_checks_the_spec_before_the_id() -> None:
+    driver = up("c1")
+    assert driver.start_child({"id": "c1", "start": 5}) == Refused("invalid_mfa", 5)
+    assert driver.start_child({}) == Refused("missing_id")
+
+
+def test_f08_start_child_of_a_significant_child_under_never() -> None:
+    pair = [["auto_shutdown", "never"], ["significant", True]]
+    assert up().start_child(spec("c1", restart="transient", significant=True)) == Refused("bad_combination", pair)
+
+
+def test_ids_are_told_apart_by_type() -> None:
+    driver = up(spec(1), spec(1.0), spec(True), spec("1"), spec(None))
+    assert driver.counts() == [5, 5, 0, 5]
+    driver.terminate_child(True)
+    assert [name for name, pid in driver.which() if pid is None] == [True]
+
+
+def test_which_child() -> None:
+    driver = up(spec("c1", type="supervisor"), "c2")
+    assert driver.call(WhichChildCall, "c1") == ChildInfo("c1", 1, "supervisor", ("agents.echo",))
+    driver.terminate_child("c1")
+    assert driver.call(WhichChildCall, "c1").pid is None
+    assert driver.call(WhichChildCall, "c9") == driver.call(WhichChildCall, ByPid(2)) == NOT_FOUND
+
+
+# --- C, D: restarts ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", ["normal", "shutdown", {"shutdown": 1}, "died", "killed"])
+def test_c01_a_permanent_child_is_always_restarted(reason: Reason) -> None:
+    driver = up("c1")
+    driver.die("c1", reason)
+    assert driver.which() == [("c1", 2)]
+    assert driver.counts() == [1, 1, 0, 1]
+    assert driver.reports() == [("child_terminated", "c1", reason)]
+
+
+def test_c02_a_transient_child_is_restarted_after_an_abnormal_end() -> None:
+    driver = up(spec("c1", restart="transient"))
+    driver.die("c1")
+    assert driver.which() == [("c1", 2)]
+    driver.die("c1", "normal")
+    assert driver.which() == [("c1", None)]
+    assert driver.counts() == [1, 0, 0, 1]
+    assert driver.reports() == [("child_terminated", "c1", "died")]
+
+
+@pytest.mark.parametrize("reason", ["normal", "shutdown", "died"])
+def test_c03_a_temporary_child_is_never_restarted(reason: Reason) -> None:
+    driver = up(spec("c1", restart="temporary"))
+    driver.die("c1", reason)
+    assert driver.counts() == [0, 0, 0, 0]
+    assert driver.start_child(spec("c1", restart="temporary")) == Started(2)
+    assert len(driver.reports()) == (reason == "died")
+
+
+def test_d01_crashes_that_are_far_apart_are_survived() -> None:
+    driver = up(spec("c1", shutdown="brutal_kill"), max_restarts=1, max_seconds=1)
+    for _ in range(4):
+        driver.die("c1")
+        driver.now += 2.1
+    assert driver.counts() == [1, 1, 0, 1]
+
+
+def test_d02_one_for_one() -> None:
+    driver = up("c1", "c2")
+    driver.die("c1")
+    assert driver.which() == [("c2", 2), ("c1", 3)]
+    assert driver.counts() == [2, 2, 0, 2]
+    driver.die("c1")
+    driver.die("c1")
+    assert driver.exit == "shutdown"
+    assert ("shutdown", "c1", "reached_max_restart_intensity") in driver.reports()
+
+
+def test_intensity_0_ends_at_the_first_needed_restart_without_making_it() -> None:
+    driver = up("c1", "c2", max_restarts=0)
+    driver.die("c1")
+    assert driver.trace() == [("shutdown", "c2")]
+    assert driver.exit == "shutdown"
+
+
+def test_d06_one_for_all() -> None:
+    driver = up("c1", "c2", strategy="one_for_all")
+    driver.die("c1")
+    assert driver.ended == [("c1", "died"), ("c2", "shutdown")]
+    assert driver.which() == [("c2", 4), ("c1", 3)]
+    assert driver.counts() == [2, 2, 0, 2]
+    driver.die("c2")
+    assert driver.exit is Ellipsis
+    driver.die("c1")
+    assert driver.exit == "shutdown"
+
+
+def test_d08_rest_for_one() -> None:
+    driver = up("c1", "c2", "c3", strategy="rest_for_one")
+    driver.die("c2")
+    assert driver.ended == [("c2", "died"), ("c3", "shutdown")]
+    assert driver.which() == [("c3", 5), ("c2", 4), ("c1", 1)]
+    assert driver.counts() == [3, 3, 0, 3]
+    driver.die("c1")
+    driver.die("c1")
+    assert driver.exit == "shutdown"
+
+
+def test_d12_the_order_of_children() -> None:
+    driver = up("e", "a", "d", "b", "c", strategy="rest_for_one")
+    driver.die("d")
+    assert [name for name, _ in driver.ended] == ["d", "c", "b"]
+    assert driver.trace()[2:] == [("start", "d"), ("start", "b"), ("start", "c")]
+    driver.begin()
+    assert driver.stop() is None
+    assert [name for name, _ in driver.ended] == ["c", "b", "d", "a", "e"]
+
+
+def test_d13_a_tree() -> None:
+    """Nested nodes by hand: what one says to a child node, the test carries to it."""
+    sups = [spec(f"sup{n}", type="supervisor", shutdown="infinity") for n in (1, 2, 3)]
+    sups[2]["restart"] = "transient"
+    root = up(*sups)
+    assert root.terminate_child("sup3") is None
+    below = up("w1", "w2")
+    below.die("w1")
+    assert below.which() == [("w2", 2), ("w1", 3)]
+    assert root.counts() == [3, 2, 3, 0]
+    below.give(ParentExited("shutdown"))
+    root.die("sup2", below.exit)
+    assert root.which() == [("sup3", None), ("sup2", 4), ("sup1", 1)]
+
+
+def test_d15_a_hanging_restart_loop() -> None:
+    driver = up("c1", max_restarts=8, max_seconds=10)
+    driver.modes["c1"] = lambda: None
+    driver.die("c1")
+    for kind, args in [(StartChildCall, [spec("c1")]), (WhichChildrenCall, []), (DeleteChildCall, ["c1"])]:
+        assert driver.call(kind, *args) is ...  # it is blocked in the start
+    driver.now += 2
+    driver.finish(StartFailed("flag"))  # what has waited is answered before the retry
+    which = (ChildInfo("c1", "restarting", "worker", ("agents.echo",)),)
+    assert list(driver.replies.values()) == [Refused("already_present"), which, Refused("restarting")]
+    assert driver.starting is not None, "the retry"
+    for ref, call in enumerate([TerminateChildCall("t", "c1"), StartChildCall("s", spec("c1"))]):
+        assert ref < 2
+        driver.give(call)
+    driver.finish(StartFailed("flag"))
+    assert driver.replies["t"] is None
+    assert driver.replies["s"] == Refused("already_present")
+    assert driver.starting is None
+    assert driver.counts() == [1, 0, 0, 1]
+    del driver.modes["c1"]
+    assert driver.restart_child("c1") == Started(2)
+    assert driver.node.restarts_in_window(driver.now) == 2
+
+
+def test_while_restarting_what_is_asked_is_answered_as_otp_does() -> None:
+    driver = up("c1", max_restarts=8)
+    driver.modes["c1"] = failing("flag")
+    driver.queue.append(driver._end(1, "died"))
+    driver.step()
+    driver.step()  # the failed start; the retry is in the queue
+    retry = driver.queue.popleft()
+    assert isinstance(retry, Retry)
+    assert driver.which() == [("c1", "restarting")]
+    assert driver.counts() == [1, 0, 0, 1]
+    assert driver.start_child(spec("c1")) == Refused("already_present")
+    assert driver.restart_child("c1") == driver.delete_child("c1") == Refused("restarting")
+    assert driver.terminate_child("c1") is None
+    driver.begin()
+    driver.give(retry)  # it comes all the same, and finds nothing to do
+    assert driver.effects == []
+    assert driver.which() == [("c1", None)]
+
+
+def test_a_start_that_always_fails_reaches_the_limit() -> None:
+    driver = up("c1", "c2", max_restarts=2)
+    driver.modes["c1"] = failing("broken")
+    driver.die("c1")
+    assert driver.trace() == [("start", "c1"), ("start", "c1"), ("shutdown", "c2")]
+    assert driver.exit == "shutdown"
+    assert [effect.retry.number for effect in driver.effects if isinstance(effect, PostRetry)] == [1, 2]
+
+
+def test_an_ignore_in_a_restart_is_a_success_without_a_process() -> None:
+    driver = up("c1")
+    driver.modes["c1"] = Ignored
+    driver.die("c1")
+    assert driver.trace() == [("start", "c1")]
+    assert driver.which() == [("c1", None)]
+
+
+def test_one_for_all_whose_restart_fails_retries_with_everything() -> None:
+    """otp.md 9: those before K stay for the moment, those after are not started, the retry ends all and starts all."""
+    driver = up("a", "k", "z", strategy="one_for_all", max_restarts=5)
+    outcomes = iter([StartFailed("flag")])
+    driver.modes["k"] = lambda: next(outcomes, Started(driver.new_pid()))
+    driver.die("z")
+    assert driver.trace() == [
+        *[("shutdown", "k"), ("shutdown", "a"), ("start", "a"), ("start", "k")],
+        *[("shutdown", "a"), ("start", "a"), ("start", "k"), ("start", "z")],
+    ]
+    assert driver.counts() == [3, 3, 0, 3]
+    assert driver.node.restarts_in_window(driver.now) == 2
+
+
+def test_rest_for_one_whose_restart_fails_keeps_what_is_started_before_the_failure() -> None:
+    driver = up("a", "b", "k", "z", strategy="rest_for_one", max_restarts=5)
+    outcomes = iter([StartFailed("flag")])
+    driver.modes["k"] = lambda: next(outcomes, Started(driver.new_pid()))
+    driver.die("b")
+    assert driver.trace() == [
+        *[("shutdown", "z"), ("shutdown", "k"), ("start", "b"), ("start", "k")],
+        *[("start", "k"), ("start", "z")],
+    ]
+    assert driver.which()[3] == ("a", 1)
+
+
+def test_a_retry_cancelled_by_terminate_child_leaves_the_later_ones_down() -> None:
+    driver = up("a", "k", "z", strategy="rest_for_one", max_restarts=5)
+    driver.modes["k"] = lambda: None
+    driver.die("a")
+    driver.give(TerminateChildCall("t", "k"))
+    driver.finish(StartFailed("flag"))
+    assert [name for name, pid in driver.which() if pid is None] == ["z", "k"]
+    del driver.modes["k"]
+    driver.begin()
+    assert driver.restart_child("k") == Started(5)
+    assert driver.trace() == [("start", "k")]
+    assert [name for name, pid in driver.which() if pid is None] == ["z"]
+
+
+def test_a_group_restart_revives_what_was_down_and_drops_temporary_siblings() -> None:
+    children = ["a", spec("t", restart="transient"), spec("tmp", restart="temporary"), "ign", "z"]
+    driver = tree(*children, strategy="one_for_all", max_restarts=5)
+    driver.modes["ign"] = Ignored
+    driver.start()
+    driver.die("t", "normal")
+    driver.terminate_child("z")
+    del driver.modes["ign"]
+    driver.begin()
+    driver.die("a")
+    assert driver.trace() == [
+        ("shutdown", "tmp"),
+        *[("start", name) for name in ("a", "t", "ign", "z")],
+    ]
+    assert driver.counts() == [4, 4, 0, 4]
+
+
+@pytest.mark.parametrize("restart", ["transient", "temporary"])
+def test_an_end_without_restart_does_not_disturb_the_siblings(restart: str) -> None:
+    driver = up("a", spec("b", restart=restart), "c", strategy="one_for_all")
+    driver.die("b", "normal")
+    assert driver.trace() == []
+    assert driver.node.pids == (1, 3)
+
+
+def test_a_child_added_later_is_last_also_a_temporary_one_added_again() -> None:
+    driver = up("a", spec("t", restart="temporary"))
+    driver.start_child(spec("b"))
+    driver.die("t")
+    driver.start_child(spec("t", restart="temporary"))
+    assert [name for name, _ in driver.which()] == ["t", "b", "a"]
+
+
+def test_a_sibling_that_dies_during_a_group_restart_is_not_counted() -> None:
+    driver = up("a", "b", "c", strategy="one_for_all")
+    driver.deaf = {"c"}
+    driver.die("a")
+    driver.die("b", "by itself")  # while c is being waited for
+    driver.fire()
+    assert driver.ended == [("a", "died"), ("b", "by itself"), ("c", "killed")]
+    assert driver.node.restarts_in_window(driver.now) == 1
+    assert ("shutdown", "b") not in driver.trace()
+    assert driver.counts() == [3, 3, 0, 3]
+
+
+def test_a_child_that_died_before_the_group_outside_of_it_is_restarted_after() -> None:
+    driver = up("a", "b", strategy="rest_for_one", max_restarts=5)
+    driver.modes["b"] = lambda: None
+    driver.die("b")
+    driver.die("a")  # waits in the mailbox
+    assert driver.call(WhichChildrenCall) is ...
+    driver.finish()
+    assert driver.trace() == [("start", "b"), ("shutdown", "b"), ("start", "a"), ("start", "b")]
+
+
+def test_a_child_that_died_before_its_turn_counts_as_dead_and_is_shown_with_its_pid() -> None:
+    """otp.md 11: ``active`` needs a pid and a liveness check; the node has not yet seen the exit."""
+    driver = up("a", "b")
+    driver.modes["a"] = lambda: None
+    driver.die("a")
+    driver.queue += [*[], WhichChildrenCall("which"), driver._end(2, "died")]
+    driver.give(TerminateChildCall("term", "b"))
+    driver.finish()
+    assert [row.pid for row in driver.replies["which"]] == [2, 3]
+    assert driver.replies["term"] is None
+    assert driver.counts() == [2, 2, 0, 2]  # its exit came first, so it was restarted, and then terminated
