@@ -177,7 +177,7 @@ class Channel(asyncio.Protocol):
         if self.closed:
             return
         self.closed = True
-        if self._writer is not None:
+        if self._writer is not None and not self._writer_gone:  # asyncio's pipe transport must not be ended twice
             if abort:
                 self._writer.abort()
             else:

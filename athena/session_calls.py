@@ -81,10 +81,7 @@ def start_options(given: dict[str, Any], *, link: bool) -> StartOptions:
         check_portable(name, store_options if name == "store_options" else session.get(name))
     root = str(Path(session.get("root") or default_paths().sessions).absolute())
     session["root"] = root
-    options.setdefault("cwd", os.getcwd())
-    if isinstance(options["cwd"], Path):
-        options["cwd"] = str(options["cwd"])
-    if isinstance(options["cwd"], str):
+    if isinstance(options.get("cwd"), str | Path):
         options["cwd"] = os.path.abspath(options["cwd"])
     options |= message_maps(options)
     check_given(options)
@@ -92,7 +89,7 @@ def start_options(given: dict[str, Any], *, link: bool) -> StartOptions:
     init = {
         "options": {k: v for k, v in options.items() if k not in ("env", "python_path")},
         "env": options.get("env") if options.get("env") is not None else dict(os.environ),
-        "cwd": options["cwd"],
+        "cwd": os.getcwd(),  # where neither these options nor the log of a continued session say so
         "python_path": options.get("python_path") or _import_path(),
         "store": store,
         "store_options": clean_json(store_options),

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from athena import providers, tools
 from athena.environment import COOKIE_VARIABLE
-from athena.errors import InvalidOption, StoreError
+from athena.errors import InvalidOption
 from athena.events import Event
 from athena.loop.options import Options, parse_options
 from athena.loop.state import SessionState
@@ -21,6 +21,7 @@ from athena.runner import Runner
 from athena.stores import open_store
 from athena.stores.base import Log, Store
 from athena.stores.memory import MemoryStore
+from athena.tools.base import Tool
 from athena.wire import Header, dumps
 
 E = TypeVar("E", bound=MutableMapping[str, str])
@@ -60,20 +61,62 @@ async def build_session(header: Header, init: dict[str, Any], host: Host) -> Ses
     enter_environment(init)
     session_id = str(header["session"])
     store = await _store(header, init, host)
+    # For a new session, what its options get wrong is said before there is a log, so that nothing is left of it.
+    ready = None if store.tail(session_id, 1) else await _equip({}, init, host)
     log = store.open(session_id)
     try:
         state = SessionState()
         for event in log.read():
             state.apply(event)
-        return await _assemble(session_id, state, log, init, host)
+        if state.events:
+            _refuse_seed(session_id, state, init["options"])
+            ready = await _equip(state.options, init, host)
+        assert ready is not None, "a log without an event is a new session's"
+        return _assemble(session_id, state, log, init, host, ready)
     except BaseException:
         log.close()
         raise
 
 
-async def _assemble(session_id: str, state: SessionState, log: Log, init: dict[str, Any], host: Host) -> SessionParts:
-    given = init["options"]
-    if state.events and given.get("messages"):
+@dataclass(frozen=True, slots=True)
+class _Equipment:
+    """A session's options and what they name."""
+
+    options: Options
+    tools: dict[str, Tool]
+    provider: Provider
+    env: dict[str, str]
+
+
+async def _equip(recorded: dict[str, Any], init: dict[str, Any], host: Host) -> _Equipment:
+    options = merge_options(recorded, init)
+    _enter_directory(options.cwd, is_new=not recorded)
+    env = mark_environment(dict(init.get("env") or {}), os.environ.get(COOKIE_VARIABLE))
+    return _Equipment(options, tools.resolve(options.tools), await make_provider(options, env, host.call), env)
+
+
+def _assemble(
+    session_id: str, state: SessionState, log: Log, init: dict[str, Any], host: Host, equipment: _Equipment
+) -> SessionParts:
+    in_memory = init.get("store") == "in_memory"
+    recorder = Recorder(
+        log,
+        state,
+        durability="os" if in_memory else equipment.options.durability,
+        publish=host.publish,
+        flush=host.flushed if in_memory else None,
+        on_degraded=host.degraded,
+    )
+    runner = Runner(
+        session_id, equipment.options, recorder, equipment.provider, equipment.tools, host, env=equipment.env
+    )
+    found = replace(log.damage, bad_lines=log.damage.bad_lines + state.misfits)
+    damage = asdict(found) if found.bad_lines or found.torn_bytes else None
+    return SessionParts(runner, equipment.provider, damage)
+
+
+def _refuse_seed(session_id: str, state: SessionState, given: dict[str, Any]) -> None:
+    if given.get("messages"):
         raise InvalidOption(
             f"option 'messages' cannot seed session {session_id!r}: its log has {len(state.messages)} messages; "
             "leave it out to continue the log",
@@ -81,29 +124,13 @@ async def _assemble(session_id: str, state: SessionState, log: Log, init: dict[s
             value=f"{len(given['messages'])} messages",
             expected="absent for an existing session_id",
         )
-    options = merge_options(state.options, given)
-    env = mark_environment(dict(init.get("env") or {}), os.environ.get(COOKIE_VARIABLE))
-    available = tools.resolve(options.tools)
-    provider = await make_provider(options, env, host.call)
-    in_memory = init.get("store") == "in_memory"
-    recorder = Recorder(
-        log,
-        state,
-        durability="os" if in_memory else options.durability,
-        publish=host.publish,
-        flush=host.flushed if in_memory else None,
-        on_degraded=host.degraded,
-    )
-    runner = Runner(session_id, options, recorder, provider, available, host, env=env)
-    found = replace(log.damage, bad_lines=log.damage.bad_lines + state.misfits)
-    damage = asdict(found) if found.bad_lines or found.torn_bytes else None
-    return SessionParts(runner, provider, damage)
 
 
-def merge_options(recorded: dict[str, Any], given: dict[str, Any]) -> Options:
+def merge_options(recorded: dict[str, Any], init: dict[str, Any]) -> Options:
     """The options of this life: what the log remembers, overridden by what the caller says. Restrictions only add
     up."""
-    merged = {**recorded, **given}
+    given = init["options"]
+    merged = {"cwd": init.get("cwd"), **recorded, **given}
     denied = [*recorded.get("disallowed_tools", ()), *given.get("disallowed_tools", ())]
     if denied:
         merged["disallowed_tools"] = list(dict.fromkeys(denied))
@@ -144,11 +171,7 @@ async def _store(header: Header, init: dict[str, Any], host: Host) -> Store:
 
 
 def enter_environment(init: dict[str, Any]) -> None:
-    """Make this process the caller's in environment, working directory and import path.
-
-    A session started from a service may name a directory that is gone by the time of a restart: that is an error for
-    the tools that use it, not for the session's start.
-    """
+    """Make this process the caller's in environment and import path."""
     env = init.get("env")
     if env is not None:
         cookie = os.environ.get(COOKIE_VARIABLE)
@@ -158,21 +181,28 @@ def enter_environment(init: dict[str, Any]) -> None:
     for entry in reversed(init.get("python_path") or ()):
         if entry not in sys.path:
             sys.path.insert(0, entry)
-    cwd = init.get("cwd")
-    if cwd:
-        try:
-            os.chdir(cwd)
-        except OSError as error:
-            raise StoreError(
-                f"cannot enter the working directory {cwd!r}: {error.strerror}; give an existing cwd="
+
+
+def _enter_directory(cwd: str | None, *, is_new: bool) -> None:
+    """Go to the session's directory. One that is gone at a restart is an error for the tools that use it, not for the
+    session, which has more to do than that."""
+    try:
+        os.chdir(cwd or ".")
+    except OSError as error:
+        if is_new:
+            raise InvalidOption(
+                f"option 'cwd' got {cwd!r}: {error.strerror}; give an existing directory",
+                option="cwd",
+                value=repr(cwd),
+                expected="an existing directory",
             ) from None
 
 
 def mark_environment(env: E, cookie: str | None) -> E:
     """``env`` with this process's own cookie, or without one.
 
-    By it the supervisor finds what a tool has left when this process is killed. The caller's would be another session's,
-    if the caller is a tool itself.
+    By it the supervisor finds what a tool has left when this process is killed. The caller's would be another
+    session's, if the caller is a tool itself.
     """
     env.pop(COOKIE_VARIABLE, None)
     if cookie:

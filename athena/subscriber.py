@@ -82,6 +82,8 @@ class Subscriber:
             return []
         event = events.decode(frame.body, seq)
         self._cursor = event.cursor
+        if event.event == "turn_resumed":
+            self._key = None  # the step is tried again by another process, which counts its attempts from 1
         return [event]
 
     def _delta(self, frame: Frame) -> list[Item]:

@@ -26,6 +26,9 @@ from typing import Any
 
 from athena.wire import Frame, Framer, encode
 
+WARM_UP = 20
+"""Round trips that are not counted: the other side is still starting."""
+
 
 def agent_child(pipe: Connection) -> None:
     """A process as an agent needs it, to the running event loop; it ends with its pipe."""
@@ -129,14 +132,14 @@ def pipe_round_trips(count: int) -> list[float]:
     pid = fork(echo)
     theirs.close()
     took = []
-    for _ in range(count):
+    for _ in range(WARM_UP + count):
         begin = time.perf_counter()
         ours.send({"op": "usage"})
         ours.recv()
         took.append(time.perf_counter() - begin)
     reap([pid])
     ours.close()
-    return took
+    return took[WARM_UP:]
 
 
 class _Frames(asyncio.Protocol):
@@ -208,14 +211,14 @@ def _ask(sock: socket.socket, count: int) -> list[float]:
     """Seconds of each round trip of a blocking client."""
     framer = Framer()
     took = []
-    for number in range(count):
+    for number in range(WARM_UP + count):
         begin = time.perf_counter()
         sock.sendall(encode({"kind": "request", "id": number, "op": "usage", "session": "s"}))
         while not framer.feed(data := sock.recv(65536)):
             if not data:
                 raise EOFError("the other side has ended")
         took.append(time.perf_counter() - begin)
-    return took
+    return took[WARM_UP:]
 
 
 def hop_round_trips(count: int) -> list[float]:

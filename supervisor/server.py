@@ -73,7 +73,7 @@ class Connection:
         if theirs != (PROTOCOL, PRODUCT):
             error = VersionMismatch(
                 f"this supervisor is {PRODUCT} (protocol {PROTOCOL}), the client {theirs[1]} (protocol {theirs[0]}); "
-                "install the same release on both sides, or restart the supervisor",
+                "install the same release on both sides, then: athena-supervisor restart",
                 ours=[PROTOCOL, PRODUCT],
                 theirs=list(theirs),
             )

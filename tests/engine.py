@@ -16,7 +16,7 @@ from athena.events import Event, new_uuid
 from athena.loop.options import parse_options
 from athena.loop.result import Result
 from athena.loop.state import SessionState
-from athena.providers.base import Delta, Provider, ProviderSettings
+from athena.providers.base import Delta, ModelResponse, Provider, ProviderSettings
 from athena.recorder import Recorder
 from athena.runner import Runner
 from athena.stores.base import Log
@@ -61,6 +61,22 @@ def calls(*wanted: str | tuple[str, dict[str, Any]], text: str = "") -> dict[str
     rows = [(w, {}) if isinstance(w, str) else w for w in wanted]
     steps = [{"id": f"c{i}", "name": name, "arguments": arguments} for i, (name, arguments) in enumerate(rows)]
     return {"text": text, "tool_calls": steps}
+
+
+class Spy:
+    """A provider that keeps its requests."""
+
+    name = "spy"
+    default_model: str | None = "default"
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+
+    async def stream(self, request: Any) -> Any:
+        self.requests.append(request)
+        yield ModelResponse("ok")
+
+    async def aclose(self) -> None: ...
 
 
 @dataclass

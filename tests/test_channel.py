@@ -344,14 +344,16 @@ def answering(path: Path, answer: bytes, *, hang_up: bool = True) -> Iterator[No
             if hang_up:
                 connection.shutdown(socket.SHUT_WR)
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    yield
-    listener.shutdown(socket.SHUT_RDWR)
-    listener.close()
-    thread.join(10 * TIME_UNIT)
-    for connection in held:
-        connection.close()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(10 * TIME_UNIT)
+        for connection in held:
+            connection.close()
 
 
 def refused() -> bytes:
@@ -370,7 +372,6 @@ def refused() -> bytes:
         (struct.pack("!I", 3) + b"abc", Refused),
         (refused(), VersionMismatch),
         (b"", ConnectionLost),
-        (encode({"kind": "hello"})[:-1], ConnectionLost),
     ],
 )
 @on_both_loops

@@ -247,9 +247,9 @@ def test_grants_and_history_are_not_among_what_is_recorded() -> None:
 
 def test_a_resume_keeps_what_was_recorded_and_restrictions_only_add_up() -> None:
     recorded = {"provider": "mock", "model": "m1", "temperature": 0.5, "disallowed_tools": ["bash"]}
-    options = merge_options(recorded, {"model": "m2", "disallowed_tools": ["write", "bash"]})
+    options = merge_options(recorded, {"options": {"model": "m2", "disallowed_tools": ["write", "bash"]}})
     assert (options.model, options.temperature, options.disallowed_tools) == ("m2", 0.5, ["bash", "write"])
-    assert merge_options(recorded, {}).disallowed_tools == ["bash"]
+    assert merge_options(recorded, {"options": {}}).disallowed_tools == ["bash"]
 
 
 @pytest.mark.parametrize("name", sorted(set(Options.model_fields) - PER_TURN))

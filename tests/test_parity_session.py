@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def test_s11_any_number_of_subscribers_get_the_deltas_and_none_holds_up_the_sess
                     break
             return seen
 
-        following = [background(lambda n=n: follow(n)) for n in range(2)]
+        following = [background(partial(follow, number)) for number in range(2)]
         turn = session.submit("x")
         streams[2].next(10 * TIME_UNIT)
         streams[2].close()  # one that goes away in between

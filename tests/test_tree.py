@@ -1,4 +1,4 @@
-"""Supervisors with a list of children: OTP's named cases (A-F) and the rules of otp.md 4-12 and 17, without processes."""
+"""Supervisors with a list of children: OTP's named cases (A-F) and the rules of otp.md 4-12 and 17."""
 
 from __future__ import annotations
 
@@ -14,22 +14,32 @@ from supervisor.node import TRANSITIONS
 from supervisor.node_init import dynamic_node, dynamic_node_from_init, node_from_init, supervisor_node
 from supervisor.tree import StaticNode
 from supervisor.tree_vocabulary import (
+    AbortStart,
     ByPid,
+    Call,
     CallFailed,
+    CancelTimer,
+    ChildCounts,
     ChildInfo,
+    CountChildrenCall,
     DeleteChildCall,
     Exited,
     GetChildSpecCall,
     Ignored,
+    Kill,
     KillNode,
     NodeExit,
     NodeStartFailed,
     ParentExited,
     Phase,
     PostRetry,
+    PropagateExit,
     Refused,
     Reply,
+    Report,
+    RestartChildCall,
     Retry,
+    SendShutdown,
     SetTimer,
     ShutdownTimeout,
     Start,
@@ -411,9 +421,7 @@ def test_d15_a_hanging_restart_loop() -> None:
     which = (ChildInfo("c1", "restarting", "worker", ("agents.echo",)),)
     assert list(driver.replies.values()) == [Refused("already_present"), which, Refused("restarting")]
     assert driver.starting is not None, "the retry"
-    for ref, call in enumerate([TerminateChildCall("t", "c1"), StartChildCall("s", spec("c1"))]):
-        assert ref < 2
-        driver.give(call)
+    driver.give(TerminateChildCall("t", "c1"), StartChildCall("s", spec("c1")))
     driver.finish(StartFailed("flag"))
     assert driver.replies["t"] is None
     assert driver.replies["s"] == Refused("already_present")
@@ -427,7 +435,7 @@ def test_d15_a_hanging_restart_loop() -> None:
 def test_while_restarting_what_is_asked_is_answered_as_otp_does() -> None:
     driver = up("c1", max_restarts=8)
     driver.modes["c1"] = failing("flag")
-    driver.queue.append(driver._end(1, "died"))
+    driver.queue.append(driver.end(1, "died"))
     driver.step()
     driver.step()  # the failed start; the retry is in the queue
     retry = driver.queue.popleft()
@@ -555,14 +563,369 @@ def test_a_child_that_died_before_the_group_outside_of_it_is_restarted_after() -
     assert driver.trace() == [("start", "b"), ("shutdown", "b"), ("start", "a"), ("start", "b")]
 
 
-def test_a_child_that_died_before_its_turn_counts_as_dead_and_is_shown_with_its_pid() -> None:
-    """otp.md 11: ``active`` needs a pid and a liveness check; the node has not yet seen the exit."""
+def test_a_child_whose_exit_still_waits_is_shown_with_its_pid_and_not_counted_active() -> None:
+    """otp.md 11: ``active`` needs a pid and a liveness check."""
     driver = up("a", "b")
     driver.modes["a"] = lambda: None
     driver.die("a")
-    driver.queue += [*[], WhichChildrenCall("which"), driver._end(2, "died")]
-    driver.give(TerminateChildCall("term", "b"))
+    driver.give(CountChildrenCall("count"), WhichChildrenCall("which"), driver.end(2, "died"))
     driver.finish()
     assert [row.pid for row in driver.replies["which"]] == [2, 3]
-    assert driver.replies["term"] is None
-    assert driver.counts() == [2, 2, 0, 2]  # its exit came first, so it was restarted, and then terminated
+    assert driver.replies["count"] == ChildCounts(2, 1, 0, 2)
+    assert driver.counts() == [2, 2, 0, 2]
+
+
+# --- E: stopping ------------------------------------------------------------------------------------------------------
+
+
+def test_e01_the_last_child_uses_its_time_up_and_the_one_before_is_not_told_until_then() -> None:
+    driver = up("c1", "c2")
+    driver.deaf = {"c2"}
+    assert driver.stop() is ...
+    assert driver.trace() == [("shutdown", "c2")]
+    assert driver.timers == {1: 1}
+    driver.fire()
+    assert driver.trace() == [("shutdown", "c2"), ("kill", "c2"), ("shutdown", "c1")]
+    assert driver.ended == [("c2", "killed"), ("c1", "shutdown")]
+    assert driver.reports() == [("shutdown_error", "c2", "killed")]
+    assert driver.exit == "normal"
+
+
+def test_e02_brutal_kill() -> None:
+    driver = up("c1", spec("c2", shutdown="brutal_kill"))
+    driver.stop("shutdown")
+    assert driver.trace() == [("kill", "c2"), ("shutdown", "c1")]
+    assert driver.ended == [("c2", "killed"), ("c1", "shutdown")]
+    assert driver.reports() == []
+
+
+def test_after_the_kill_the_wait_for_the_death_has_no_limit() -> None:
+    driver = up(spec("c1", shutdown=0))
+    node, pid = driver.node, driver.pid("c1")
+    effects = node.handle(TerminateChildCall("t", "c1"), driver.now)
+    assert effects == (SendShutdown(pid), Kill(pid)), "0 s: politely, and with no wait"
+    assert node.phase is Phase.TERMINATING
+    assert node.handle(Exited(pid, "killed"), driver.now)[-1] == Reply("t", None)
+
+
+def test_infinity_has_no_timer() -> None:
+    driver = up(spec("c1", shutdown="infinity"))
+    driver.deaf = {"c1"}
+    driver.stop()
+    assert (driver.timers, driver.trace()) == ({}, [("shutdown", "c1")])
+    driver.die("c1", "shutdown")
+    assert driver.exit == "normal"
+
+
+def test_a_timer_is_cancelled_when_it_is_not_needed_and_one_that_fires_late_does_nothing() -> None:
+    driver = up("a", "b")
+    driver.terminate_child("b")
+    driver.terminate_child("a")
+    assert driver.timers == {}
+    assert [type(effect) for effect in driver.effects].count(SetTimer) == 2
+    driver.begin()
+    driver.give(ShutdownTimeout(1))
+    assert driver.restart_child("a") == Started(3)
+    driver.deaf = {"a"}
+    driver.give(TerminateChildCall("t", "a"), ShutdownTimeout(1), ShutdownTimeout(2))
+    assert ("kill", "a") not in driver.trace()
+    driver.modes["b"] = lambda: None
+    driver.fire()
+    driver.give(RestartChildCall("r", "b"), ShutdownTimeout(1))
+    assert driver.starting is not None
+
+
+@pytest.mark.parametrize(
+    ("restart", "shutdown", "reason", "is_reported"),
+    [
+        ("permanent", 1, "shutdown", False),
+        ("permanent", 1, "normal", True),
+        ("permanent", 1, {"shutdown": 1}, True),
+        ("transient", 1, "normal", False),
+        ("transient", 1, {"shutdown": 1}, False),
+        ("temporary", 1, "died", True),
+        ("transient", 1, "killed", True),
+        ("transient", "brutal_kill", "killed", False),
+        ("transient", "brutal_kill", "shutdown", True),
+        ("transient", "brutal_kill", "normal", False),
+        ("permanent", "brutal_kill", "normal", True),
+    ],
+)
+def test_an_unexpected_end_is_only_reported(restart: str, shutdown: Any, reason: Reason, is_reported: bool) -> None:
+    driver = up(spec("c1", restart=restart, shutdown=shutdown))
+    effects = [*driver.node.handle(TerminateChildCall("t", "c1"), 0.0), *driver.node.handle(Exited(1, reason), 0.0)]
+    assert Reply("t", None) in effects
+    assert any(isinstance(effect, Report) for effect in effects) is is_reported
+
+
+def test_a_child_that_died_already_is_not_told_and_its_own_reason_is_seen() -> None:
+    driver = up("a", "b", "c")
+    driver.deaf = {"c"}
+    driver.give(StopCall("s"))
+    driver.die("a", "died")
+    driver.fire()
+    assert driver.trace() == [("shutdown", "c"), ("kill", "c"), ("shutdown", "b")]
+    assert ("shutdown_error", "a", "died") in driver.reports()
+    assert driver.exit == "normal"
+
+
+def test_a_child_that_unlinked_itself_and_died_unseen_cannot_hang_its_supervisor() -> None:
+    driver = up("a")
+    del driver.alive[1]
+    driver.give(TerminateChildCall("t", "a"), Exited(1, "child_process_unlinked"))
+    assert driver.replies["t"] is None
+    assert driver.reports() == [("shutdown_error", "a", "child_process_unlinked")]
+
+
+# --- F: significant children ------------------------------------------------------------------------------------------
+
+MODES = ["never", "any_significant", "all_significant"]
+ENDS = ["terminate_child", "killed", "died", "normal"]
+
+
+@pytest.mark.parametrize("restart", ["temporary", "transient"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("how", ENDS)
+def test_f01_a_child_that_is_not_significant_never_ends_its_supervisor(restart: str, mode: str, how: str) -> None:
+    driver = up(spec("c1", restart=restart), auto_shutdown=mode)
+    if how == "terminate_child":
+        driver.terminate_child("c1")
+    else:
+        driver.die("c1", how)
+    assert driver.exit is Ellipsis
+
+
+@pytest.mark.parametrize("how", ["killed", "died", "normal"])
+def test_f02_any_significant_temporary_child(how: str) -> None:
+    driver = up("a", spec("s", restart="temporary", significant=True), "z", auto_shutdown="any_significant")
+    driver.die("s", how)
+    assert driver.ended == [("s", how), ("z", "shutdown"), ("a", "shutdown")]
+    assert driver.exit == "shutdown"
+
+
+def test_f04_a_transient_significant_child_that_crashes_is_restarted() -> None:
+    driver = up(spec("s", restart="transient", significant=True), auto_shutdown="any_significant")
+    driver.die("s", "killed")
+    driver.die("s", "died")
+    assert driver.exit is Ellipsis
+    driver.die("s", "normal")
+    assert driver.exit == "shutdown"
+
+
+def test_terminate_child_of_a_significant_child_ends_nothing() -> None:
+    driver = up(spec("s", restart="temporary", significant=True), auto_shutdown="any_significant")
+    driver.terminate_child("s")
+    assert driver.exit is Ellipsis
+
+
+def test_all_significant_waits_for_the_last_that_runs_or_restarts() -> None:
+    children = [spec(name, restart="transient", significant=True) for name in ("s1", "s2", "s3", "s4")]
+    driver = up("a", *children, auto_shutdown="all_significant", max_restarts=9)
+    driver.terminate_child("s4")  # has a spec and no process: does not count as left
+    driver.die("s1", "normal")
+    assert driver.exit is Ellipsis
+    driver.modes["s2"] = lambda: None
+    driver.die("s2")
+    driver.die("s3", "normal")
+    driver.queue.append(TerminateChildCall("t", "a"))
+    driver.finish(StartFailed("flag"))  # s3's exit is seen while s2 is restarting
+    assert driver.exit is Ellipsis
+    driver.finish()
+    driver.die("s2", "normal")
+    assert driver.exit == "shutdown"
+
+
+def test_siblings_ended_by_a_group_restart_and_restarts_that_ignore_end_nothing() -> None:
+    temporary = spec("s", restart="temporary", significant=True)
+    driver = up("a", temporary, strategy="one_for_all", auto_shutdown="any_significant")
+    driver.die("a")
+    assert driver.exit is Ellipsis
+    transient = spec("s", restart="transient", significant=True)
+    driver = up("a", transient, auto_shutdown="any_significant")
+    driver.modes["s"] = Ignored
+    driver.die("s")
+    assert driver.exit is Ellipsis
+
+
+# --- the supervisor as a process (otp.md 17) --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", ["normal", "shutdown", "noconnection", {"shutdown": 1}])
+def test_an_exit_of_the_parent_ends_the_children_and_then_the_node_for_the_same_reason(reason: Reason) -> None:
+    driver = up("a", "b")
+    driver.give(ParentExited(reason))
+    assert driver.trace() == [("shutdown", "b"), ("shutdown", "a")]
+    assert (driver.exit, driver.node.reason, driver.node.pids) == (reason, reason, ())
+
+
+def test_an_exit_of_a_stranger_or_of_a_former_life_is_ignored() -> None:
+    driver = up("a")
+    driver.die("a")
+    driver.begin()
+    driver.give(Exited(99, "died"), Exited(1, "died"))
+    assert driver.effects == []
+
+
+def test_an_exit_told_twice_counts_once() -> None:
+    driver = up("a", "b")
+    driver.modes["a"] = lambda: None
+    driver.die("a")
+    exit_of_b = driver.end(2, "died")
+    driver.give(exit_of_b, exit_of_b)
+    driver.finish()
+    assert driver.node.restarts_in_window(driver.now) == 2
+
+
+def test_what_is_asked_while_it_is_busy_waits_in_order() -> None:
+    driver = up("a")
+    driver.modes["b"] = lambda: None
+    driver.give(StartChildCall(1, spec("b")), WhichChildrenCall(2), StopCall(3), CountChildrenCall(4))
+    assert driver.replies == {}
+    driver.finish()
+    assert list(driver.replies) == [1, 2, 3, 4]
+    assert [row.id for row in driver.replies[2]] == ["b", "a"]
+    assert driver.replies[4] == ("exit", "normal")
+
+
+def test_an_exit_of_the_parent_waits_for_a_start_that_is_under_way() -> None:
+    driver = tree("a", "b")
+    driver.modes["b"] = lambda: None
+    driver.start()
+    driver.give(ParentExited("shutdown"), StopCall("s", "shutdown"), StopCall("other", "normal"))
+    assert driver.started is None
+    driver.finish()
+    assert driver.started is True
+    assert driver.exit == "shutdown"
+    assert driver.replies == {"s": None, "other": ("exit", "shutdown")}
+
+
+def test_stop_is_answered_after_the_node_is_gone() -> None:
+    driver = up("a")
+    driver.stop({"shutdown": "done"})
+    assert driver.effects[-2:] == [NodeExit({"shutdown": "done"}), Reply(1, None)]
+
+
+def test_a_kill_skips_the_termination_and_the_children_learn_it_by_their_links() -> None:
+    driver = up("a", "b", "c")
+    driver.deaf = {"c"}
+    driver.give(TerminateChildCall("t", "c"), WhichChildrenCall("w"))
+    driver.begin()
+    driver.give(KillNode())
+    assert driver.effects == [
+        CancelTimer(1),
+        *(PropagateExit(pid, "killed") for pid in (1, 2, 3)),
+        NodeExit("killed"),
+        *(CallFailed(ref, "killed") for ref in ("t", "w")),
+    ]
+    driver.give(KillNode(), Exited(1, "killed"), ParentExited("shutdown"), ShutdownTimeout(1))
+    assert driver.node.pids == ()
+
+
+def test_a_kill_in_the_first_start_aborts_it_and_tells_the_starter() -> None:
+    driver = tree("a", "b")
+    driver.modes["b"] = lambda: None
+    driver.start()
+    driver.begin()
+    driver.give(KillNode("killed"))
+    expected = [AbortStart(2, "killed"), PropagateExit(1, "killed"), NodeExit("killed"), NodeStartFailed("killed")]
+    assert driver.effects == expected
+    driver.give(StartResult(2, Started(1)))  # crossed with the abort
+    assert driver.effects == expected
+
+
+def test_a_kill_leaves_out_a_child_whose_exit_waits() -> None:
+    driver = up("a", "b")
+    driver.modes["a"] = lambda: None
+    driver.die("a")
+    driver.die("b")
+    driver.give(KillNode())
+    assert not [effect for effect in driver.effects if isinstance(effect, PropagateExit)]
+
+
+def test_a_kill_of_an_idle_node() -> None:
+    driver = up("a", max_restarts=9)
+    driver.modes["a"] = failing("flag")
+    driver.queue.append(driver.end(1, "died"))
+    driver.step()
+    driver.step()
+    retry = driver.queue.popleft()
+    driver.give(KillNode(), retry)
+    assert driver.exit == "killed"
+
+
+# --- illegal inputs ---------------------------------------------------------------------------------------------------
+
+SAMPLES: list[Any] = [
+    Start(),
+    StartResult(1, Ignored()),
+    Exited(1, "died"),
+    ShutdownTimeout(1),
+    Retry("a", 1),
+    ParentExited("normal"),
+    KillNode(),
+    WhichChildrenCall(1),
+]
+
+
+def in_phase(phase: Phase) -> Driver:
+    driver = tree("a", "b")
+    driver.deaf = {"b"}
+    if phase is not Phase.NEW:
+        driver.modes["b"] = (lambda: None) if phase is Phase.STARTING else (lambda: Started(driver.new_pid()))
+        driver.start()
+    if phase in (Phase.TERMINATING, Phase.ENDED):
+        driver.give(ParentExited("shutdown"))
+    if phase is Phase.ENDED:
+        driver.fire()
+    assert driver.node.phase is phase
+    return driver
+
+
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("given", SAMPLES, ids=lambda given: type(given).__name__)
+def test_an_absent_pair_raises_and_changes_nothing(phase: Phase, given: Any) -> None:
+    driver = in_phase(phase)
+    kind = Call if isinstance(given, Call) else type(given)
+    if (phase, kind) in TRANSITIONS:
+        return
+    before = repr(driver.node)
+    with pytest.raises(IllegalTransition, match="cannot happen to <StaticNode"):
+        driver.node.handle(given, 0.0)
+    assert repr(driver.node) == before
+
+
+@pytest.mark.parametrize(
+    ("phase", "given"),
+    [
+        (Phase.STARTING, StartResult(1, Ignored())),
+        (Phase.STARTING, StartResult(3, Ignored())),
+        (Phase.STARTING, StartResult(2, Started(1))),
+        (Phase.IDLE, ShutdownTimeout(1)),
+        (Phase.TERMINATING, ShutdownTimeout(2)),
+        (Phase.IDLE, Retry("a", 1)),
+    ],
+)
+def test_an_input_out_of_order_raises_and_changes_nothing(phase: Phase, given: Any) -> None:
+    driver = in_phase(phase)
+    before = repr(driver.node)
+    with pytest.raises(IllegalTransition):
+        driver.node.handle(given, 0.0)
+    assert repr(driver.node) == before
+
+
+def test_a_retry_for_a_child_that_was_deleted_does_nothing() -> None:
+    driver = up("a", max_restarts=9)
+    driver.modes["a"] = failing("flag")
+    driver.queue.append(driver.end(1, "died"))
+    driver.step()
+    driver.step()
+    retry = driver.queue.popleft()
+    driver.terminate_child("a")
+    driver.delete_child("a")
+    driver.begin()
+    driver.give(retry)
+    assert driver.effects == []
+
+
+def test_flags_of_a_node_can_be_made_by_hand() -> None:
+    assert Driver(StaticNode(SupervisorFlags())).start().started is True

@@ -108,7 +108,7 @@ class Driver:
     def die(self, name: Any, reason: Reason = "died") -> int:
         """A child ends by itself. Returns its pid."""
         pid = self.pid(name)
-        self.give(self._end(pid, reason))
+        self.give(self.end(pid, reason))
         return pid
 
     def fire(self) -> None:
@@ -234,11 +234,12 @@ class Driver:
         if child is None:
             return  # it died meanwhile; its exit is on its way
         if is_kill:
-            self.queue.append(self._end(pid, "killed"))
+            self.queue.append(self.end(pid, "killed"))
         elif child.id not in self.deaf:
-            self.queue.append(self._end(pid, self.last_words.get(child.id, "shutdown")))
+            self.queue.append(self.end(pid, self.last_words.get(child.id, "shutdown")))
 
-    def _end(self, pid: int, reason: Reason) -> Exited:
+    def end(self, pid: int, reason: Reason) -> Exited:
+        """A process ends; the node is to be told with the returned input."""
         child = self.alive.pop(pid)
         self.ended.append((child.id, reason))
         return Exited(pid, reason)
