@@ -249,6 +249,8 @@ def _command(
     supervisor += ["--state", str(paths.state), "--runtime", str(paths.runtime), "--ready-fd", str(ready_fd)]
     if owner is not None:
         supervisor += ["--owner", str(owner)]
+    if not detach:
+        supervisor.append("--log-stderr")
     if os.environ.get("ATHENA_LAUNCHER") == "plain":
         supervisor.append("--plain-launcher")
     return guard + supervisor

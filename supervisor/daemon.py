@@ -224,6 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--owner", type=int, help="pid of the program an embedded supervisor belongs to")
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--plain-launcher", action="store_true", help="exec each child instead of forking the zygote")
+    parser.add_argument("--log-stderr", action="store_true", help="log to standard error too (run in the foreground)")
     given = parser.parse_args(argv)
     os.set_inheritable(given.ready_fd, False)
     say = _ReadyLine(given.ready_fd)
@@ -232,7 +233,8 @@ def main(argv: list[str] | None = None) -> None:
         for directory in (paths.state, paths.runtime, paths.logs):
             private_dir(directory)
         lock = _lock(paths) if given.mode == "daemon" else None
-        _log_to(paths.logs / ("supervisor.log" if given.mode == "daemon" else "embedded.log"))
+        name = "supervisor.log" if given.mode == "daemon" else "embedded.log"
+        _log_to(paths.logs / name, also_stderr=given.log_stderr)
         proctree.become_subreaper()
         asyncio.Runner(loop_factory=_loop_factory()).run(_serve(given, paths, say))
     except AthenaError as error:
@@ -280,11 +282,12 @@ def _lock(paths: Paths) -> int:
     return fd
 
 
-def _log_to(path: Path) -> None:
+def _log_to(path: Path, *, also_stderr: bool) -> None:
     handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8")
     path.chmod(0o600)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    handlers = [handler, logging.StreamHandler()] if also_stderr else [handler]
+    layout = "%(asctime)s %(process)d %(levelname)s %(name)s %(message)s"
+    logging.basicConfig(level=logging.INFO, format=layout, handlers=handlers)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -37,6 +37,7 @@ from supervisor.calls import Calls, reply, reply_error
 from supervisor.hub import Topic
 from supervisor.launcher import Launcher, LaunchRequest
 from supervisor.leaf import Leaf
+from supervisor.logfile import LogFile
 from supervisor.process import OsProcess
 from supervisor.registry import Registry
 from supervisor.spec import SessionSpec
@@ -214,6 +215,7 @@ class Keeper(Leaf):
 
     def _on_removed(self, reason: Reason) -> None:
         self._sup.registry.remove(self)
+        LogFile(self.log_file).discard_if_empty()
         self.topic.end({"kind": "ended", "session": self.session_id, "reason": reason})
         self._sup.removed(self)
 

@@ -52,6 +52,11 @@ class LogFile:
             source.truncate(0)
         return True
 
+    def discard_if_empty(self) -> None:
+        """Remove the file of a child that never wrote and never will."""
+        if self._size_bytes() == 0:
+            self.path.unlink(missing_ok=True)
+
     def _size_bytes(self) -> int:
         try:
             return self.path.lstat().st_size

@@ -24,12 +24,11 @@ from supervisor.tree_vocabulary import (
     StartChild,
     StartChildCall,
     Started,
-    StartFailed,
     TerminateChildCall,
     WhichChildCall,
     WhichChildrenCall,
 )
-from tests.tree_driver import START, Driver, failing, first_ok, ok_info, spec
+from tests.tree_driver import START, Driver, failing, fails_once, first_ok, ok_info, spec
 
 NOT_FOUND = Refused("not_found")
 SIMPLE = Refused("simple_one_for_one")
@@ -79,7 +78,7 @@ BOTH = pytest.mark.parametrize(
 @BOTH
 def test_it_starts_with_no_children_and_shows_no_ids(make: Any) -> None:
     driver = make()
-    assert driver.started is True
+    assert driver.started == "ok"
     assert driver.which() == [(None, 2), (None, 1)]
     assert driver.node.pids == (1, 2)
 
@@ -91,7 +90,7 @@ def test_d10_one_dies_and_the_other_is_not_disturbed(make: Any) -> None:
     assert driver.node.pids == (1, 3)
     assert driver.counts()[1:] == [2, 0, 2]
     driver.die("t")
-    assert driver.exit is Ellipsis
+    assert driver.lives()
     driver.die("t")
     assert driver.exit == "shutdown"
     assert driver.ended[-1] == ("t", "shutdown")
@@ -135,8 +134,7 @@ def test_children_that_are_restarting_are_skipped_when_the_node_ends(make: Any) 
 @BOTH
 def test_a_retry_that_succeeds_takes_a_new_pid(make: Any) -> None:
     driver = make()
-    outcomes = iter([StartFailed("flag")])
-    driver.modes["t"] = lambda: next(outcomes, Started(driver.new_pid()))
+    driver.modes["t"] = fails_once(driver)
     driver.die("t")
     assert driver.counts()[1:] == [2, 0, 2]
     assert driver.node.pids == (1, 3)
@@ -331,10 +329,9 @@ def test_g07_a_start_that_fails_for_ever_reaches_the_limit(limit: int) -> None:
 
 def test_g07_one_failed_attempt_and_a_success_inside_the_limit() -> None:
     driver = dynamic(spec("t"), max_restarts=2)
-    outcomes = iter([StartFailed("flag")])
-    driver.modes["t"] = lambda: next(outcomes, Started(driver.new_pid()))
+    driver.modes["t"] = fails_once(driver)
     driver.die("t")
-    assert driver.exit is Ellipsis
+    assert driver.lives()
     assert driver.counts() == [1, 1, 0, 1]
 
 

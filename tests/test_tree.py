@@ -52,7 +52,7 @@ from supervisor.tree_vocabulary import (
     WhichChildCall,
     WhichChildrenCall,
 )
-from tests.tree_driver import START, Driver, failing, first_ok, ok_info, spec
+from tests.tree_driver import START, Driver, failing, fails_once, first_ok, ok_info, spec
 
 NOT_FOUND = Refused("not_found")
 
@@ -66,7 +66,7 @@ def tree(*children: Any, **flags: Any) -> Driver:
 def up(*children: Any, **flags: Any) -> Driver:
     """One that has started; the record of effects begins after that."""
     driver = tree(*children, **flags).start()
-    assert driver.started is True
+    assert driver.started == "ok"
     driver.begin()
     return driver
 
@@ -87,9 +87,9 @@ def test_children_start_left_to_right_one_at_a_time() -> None:
     assert driver.trace() == [("start", "a")]
     driver.finish()
     assert driver.trace() == [("start", "a"), ("start", "b")]
-    assert driver.started is None
+    assert driver.started == "not yet"
     driver.finish()
-    assert driver.started is True
+    assert driver.started == "ok"
     assert driver.which() == [("c", 3), ("b", 2), ("a", 1)]
     assert driver.node.pids == (1, 2, 3)
 
@@ -369,7 +369,7 @@ def test_d06_one_for_all() -> None:
     assert driver.which() == [("c2", 4), ("c1", 3)]
     assert driver.counts() == [2, 2, 0, 2]
     driver.die("c2")
-    assert driver.exit is Ellipsis
+    assert driver.lives()
     driver.die("c1")
     assert driver.exit == "shutdown"
 
@@ -420,12 +420,12 @@ def test_d15_a_hanging_restart_loop() -> None:
     driver.finish(StartFailed("flag"))  # what has waited is answered before the retry
     which = (ChildInfo("c1", "restarting", "worker", ("agents.echo",)),)
     assert list(driver.replies.values()) == [Refused("already_present"), which, Refused("restarting")]
-    assert driver.starting is not None, "the retry"
+    assert driver.is_blocked(), "the retry"
     driver.give(TerminateChildCall("t", "c1"), StartChildCall("s", spec("c1")))
     driver.finish(StartFailed("flag"))
     assert driver.replies["t"] is None
     assert driver.replies["s"] == Refused("already_present")
-    assert driver.starting is None
+    assert not driver.is_blocked()
     assert driver.counts() == [1, 0, 0, 1]
     del driver.modes["c1"]
     assert driver.restart_child("c1") == Started(2)
@@ -471,8 +471,7 @@ def test_an_ignore_in_a_restart_is_a_success_without_a_process() -> None:
 def test_one_for_all_whose_restart_fails_retries_with_everything() -> None:
     """otp.md 9: those before K stay for the moment, those after are not started, the retry ends all and starts all."""
     driver = up("a", "k", "z", strategy="one_for_all", max_restarts=5)
-    outcomes = iter([StartFailed("flag")])
-    driver.modes["k"] = lambda: next(outcomes, Started(driver.new_pid()))
+    driver.modes["k"] = fails_once(driver)
     driver.die("z")
     assert driver.trace() == [
         *[("shutdown", "k"), ("shutdown", "a"), ("start", "a"), ("start", "k")],
@@ -484,8 +483,7 @@ def test_one_for_all_whose_restart_fails_retries_with_everything() -> None:
 
 def test_rest_for_one_whose_restart_fails_keeps_what_is_started_before_the_failure() -> None:
     driver = up("a", "b", "k", "z", strategy="rest_for_one", max_restarts=5)
-    outcomes = iter([StartFailed("flag")])
-    driver.modes["k"] = lambda: next(outcomes, Started(driver.new_pid()))
+    driver.modes["k"] = fails_once(driver)
     driver.die("b")
     assert driver.trace() == [
         *[("shutdown", "z"), ("shutdown", "k"), ("start", "b"), ("start", "k")],
@@ -632,7 +630,7 @@ def test_a_timer_is_cancelled_when_it_is_not_needed_and_one_that_fires_late_does
     driver.modes["b"] = lambda: None
     driver.fire()
     driver.give(RestartChildCall("r", "b"), ShutdownTimeout(1))
-    assert driver.starting is not None
+    assert driver.is_blocked()
 
 
 @pytest.mark.parametrize(
@@ -692,7 +690,7 @@ def test_f01_a_child_that_is_not_significant_never_ends_its_supervisor(restart: 
         driver.terminate_child("c1")
     else:
         driver.die("c1", how)
-    assert driver.exit is Ellipsis
+    assert driver.lives()
 
 
 @pytest.mark.parametrize("how", ["killed", "died", "normal"])
@@ -707,7 +705,7 @@ def test_f04_a_transient_significant_child_that_crashes_is_restarted() -> None:
     driver = up(spec("s", restart="transient", significant=True), auto_shutdown="any_significant")
     driver.die("s", "killed")
     driver.die("s", "died")
-    assert driver.exit is Ellipsis
+    assert driver.lives()
     driver.die("s", "normal")
     assert driver.exit == "shutdown"
 
@@ -715,7 +713,7 @@ def test_f04_a_transient_significant_child_that_crashes_is_restarted() -> None:
 def test_terminate_child_of_a_significant_child_ends_nothing() -> None:
     driver = up(spec("s", restart="temporary", significant=True), auto_shutdown="any_significant")
     driver.terminate_child("s")
-    assert driver.exit is Ellipsis
+    assert driver.lives()
 
 
 def test_all_significant_waits_for_the_last_that_runs_or_restarts() -> None:
@@ -723,13 +721,13 @@ def test_all_significant_waits_for_the_last_that_runs_or_restarts() -> None:
     driver = up("a", *children, auto_shutdown="all_significant", max_restarts=9)
     driver.terminate_child("s4")  # has a spec and no process: does not count as left
     driver.die("s1", "normal")
-    assert driver.exit is Ellipsis
+    assert driver.lives()
     driver.modes["s2"] = lambda: None
     driver.die("s2")
     driver.die("s3", "normal")
     driver.queue.append(TerminateChildCall("t", "a"))
     driver.finish(StartFailed("flag"))  # s3's exit is seen while s2 is restarting
-    assert driver.exit is Ellipsis
+    assert driver.lives()
     driver.finish()
     driver.die("s2", "normal")
     assert driver.exit == "shutdown"
@@ -739,12 +737,12 @@ def test_siblings_ended_by_a_group_restart_and_restarts_that_ignore_end_nothing(
     temporary = spec("s", restart="temporary", significant=True)
     driver = up("a", temporary, strategy="one_for_all", auto_shutdown="any_significant")
     driver.die("a")
-    assert driver.exit is Ellipsis
+    assert driver.lives()
     transient = spec("s", restart="transient", significant=True)
     driver = up("a", transient, auto_shutdown="any_significant")
     driver.modes["s"] = Ignored
     driver.die("s")
-    assert driver.exit is Ellipsis
+    assert driver.lives()
 
 
 # --- the supervisor as a process (otp.md 17) --------------------------------------------------------------------------
@@ -792,9 +790,9 @@ def test_an_exit_of_the_parent_waits_for_a_start_that_is_under_way() -> None:
     driver.modes["b"] = lambda: None
     driver.start()
     driver.give(ParentExited("shutdown"), StopCall("s", "shutdown"), StopCall("other", "normal"))
-    assert driver.started is None
+    assert driver.started == "not yet"
     driver.finish()
-    assert driver.started is True
+    assert driver.started == "ok"
     assert driver.exit == "shutdown"
     assert driver.replies == {"s": None, "other": ("exit", "shutdown")}
 
@@ -928,4 +926,4 @@ def test_a_retry_for_a_child_that_was_deleted_does_nothing() -> None:
 
 
 def test_flags_of_a_node_can_be_made_by_hand() -> None:
-    assert Driver(StaticNode(SupervisorFlags())).start().started is True
+    assert Driver(StaticNode(SupervisorFlags())).start().started == "ok"

@@ -11,7 +11,6 @@ from supervisor.child_spec import ChildSpec
 from supervisor.node import Node
 from supervisor.tree_vocabulary import (
     AbortStart,
-    Call,
     CallFailed,
     CancelTimer,
     ChildCounts,
@@ -28,6 +27,7 @@ from supervisor.tree_vocabulary import (
     PropagateExit,
     Reply,
     Report,
+    Request,
     RestartChildCall,
     SendShutdown,
     SetTimer,
@@ -77,7 +77,8 @@ class Driver:
         self.timers: dict[int, float] = {}
         self.replies: dict[Any, Any] = {}
         self.starting: StartChild | None = None
-        self.started: bool | Reason = None
+        self.started: Any = "not yet"
+        """Then "ok", or why not."""
         self.exit: Any = Ellipsis
         """The node's exit reason; Ellipsis while it lives."""
         self._pid = self._ref = 0
@@ -121,7 +122,7 @@ class Driver:
         """The pid of the newest live child of that id."""
         return max(pid for pid, child in self.alive.items() if child.id == name)
 
-    def call(self, kind: type[Call], *args: Any) -> Any:
+    def call(self, kind: Callable[..., Request], *args: Any) -> Any:
         """Ask, and return the answer; Ellipsis if there is none yet."""
         self._ref += 1
         self.give(kind(self._ref, *args))
@@ -152,6 +153,14 @@ class Driver:
         return self.call(StopCall, reason)
 
     # --- what tests look at
+
+    def lives(self) -> bool:
+        """Whether the node does."""
+        return self.exit is Ellipsis
+
+    def is_blocked(self) -> bool:
+        """Whether a start is left open."""
+        return self.starting is not None
 
     def begin(self) -> None:
         """Forget the effects and deaths so far."""
@@ -192,7 +201,7 @@ class Driver:
             case PostRetry(retry):
                 self.queue.append(retry)
             case StartSucceeded():
-                self.started = True
+                self.started = "ok"
             case NodeStartFailed(reason):
                 self.started = reason
             case Reply(ref, answer):
@@ -259,6 +268,12 @@ def first_ok(driver: Driver) -> Mode:
     """Starts once; every later start fails."""
     outcomes = iter([Started(driver.new_pid())])
     return lambda: next(outcomes, StartFailed("start_error"))
+
+
+def fails_once(driver: Driver) -> Mode:
+    """The first start fails, every later one succeeds."""
+    outcomes = iter([StartFailed("flag")])
+    return lambda: next(outcomes, None) or Started(driver.new_pid())
 
 
 def failing(reason: Reason) -> Mode:
