@@ -33,6 +33,14 @@ from athena.tools import resolve as resolve_tools
 
 T = TypeVar("T")
 
+_ONE_CALL = frozenset(
+    {
+        "provider", "model", "base_url", "api_key", "extra_headers", "provider_opts", "mock", "mock_loop", "env",
+        "system_prompt", "messages", "temperature", "top_p", "max_tokens", "stop", "timeout_ms", "response_format",
+    }
+)  # fmt: skip
+"""The options of ``query`` and ``stream``."""
+
 
 class _Quiet:
     """The audience of an in-process run: nobody."""
@@ -87,9 +95,17 @@ async def astream(
 ) -> AsyncGenerator[Delta | ModelResponse, None]:
     """One stateless model call: its deltas as they come, then the whole :class:`ModelResponse`.
 
-    A delta of a second attempt repeats text of a first one that failed; the response holds the truth.
+    A delta of a second attempt repeats text of a first one that failed; the response holds the truth. Options of the
+    loop and its tools are refused: there is no loop.
     """
     _text(prompt)
+    for name in options.keys() - _ONE_CALL & Options.model_fields.keys():
+        raise InvalidOption(
+            f"option {name!r} means nothing for one model call; leave it out, or use run()",
+            option=name,
+            value="given",
+            expected=", ".join(sorted(_ONE_CALL)),
+        )
     parsed, env = _parse(options)
     provider = await make_provider(parsed, env, _caller(supervisor))
     history = tuple(Message.from_map(m) for m in parsed.messages)

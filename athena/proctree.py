@@ -196,8 +196,8 @@ class Hunt:
     Direct children in ``keep`` (asked anew in each pass) are never touched or even looked at: other trees' roots.
 
     That is how processes that left the group, or whose parent died, are found: the caller is a subreaper, so they
-    become its direct children. Without that, only the group and what is still below the root are reached.
-    """
+    become its direct children. Without that, only the group, what is still below the root, and what was seen are
+    reached."""
 
     def __init__(
         self,
@@ -248,10 +248,13 @@ class Hunt:
         """
         self._out_of_reach.clear()
         self._forget_ended()
+        self._remember_below_root()
         self._kill_root_group()
         found_alive = self._root_fd is not None and not has_ended(self._root_fd)
         for pid in self._candidates():
             found_alive |= self._kill(pid)
+        for member in self._members - self._ended - self._fds.keys():
+            found_alive |= self._kill(member.pid, member)
         self._clean_passes = 0 if found_alive else self._clean_passes + 1
         return self._clean_passes >= 2
 
@@ -282,6 +285,11 @@ class Hunt:
         for member in [member for member, fd in self._fds.items() if has_ended(fd)]:
             os.close(self._fds.pop(member))
             self._ended.add(member)
+
+    def _remember_below_root(self) -> None:
+        """Before the group's kill: where the caller is no subreaper, what had left the group is init's from then on."""
+        if self._root is not None and self._root_fd is not None and is_unreaped(self._root_fd):
+            self._members |= {known for known in map(identity, descendants(self._root)) if known is not None}
 
     def _kill_root_group(self) -> None:
         """The group is one atomic kill that no fork can escape; allowed while the unreaped root pins its number."""
@@ -317,12 +325,16 @@ class Hunt:
             return True
         return self._cookie is not None and self._cookie in _read(f"/proc/{child}/environ").split(b"\0")
 
-    def _kill(self, pid: int) -> bool:
-        """Kill one process of the tree. Returns whether it was alive."""
+    def _kill(self, pid: int, known: Identity | None = None) -> bool:
+        """Kill one process of the tree; only if it is ``known``, where that is given. Returns whether it was alive."""
         row, fd = self._pin(pid)
         if fd is None or row is None:
             return pid in self._out_of_reach
         member = Identity(pid, row.starttime)
+        if known is not None and member != known:  # the number is somebody else's by now
+            os.close(fd)
+            self._members.discard(known)
+            return False
         self._members.add(member)
         self._sessions |= {row.sid, row.pgid} - self._foreign
         if has_ended(fd):

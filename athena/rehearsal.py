@@ -11,12 +11,12 @@ import asyncio
 import contextlib
 import socket
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from athena.errors import AthenaError
 from athena.events import Event
 from athena.providers.base import Delta
 from athena.runner import Runner
@@ -59,8 +59,8 @@ async def rehearse() -> None:
         async with asyncio.timeout(LIMIT_S):
             with tempfile.TemporaryDirectory(prefix="athena-") as folder:
                 await _turns(url, folder)
-    except (OSError, AthenaError, TimeoutError):
-        pass
+    except Exception:  # whatever it was, children can be forked: they only start slower
+        traceback.print_exc()
     finally:
         server.close()
         await server.wait_closed()
@@ -84,8 +84,8 @@ async def _turns(url: str, folder: str) -> None:
 
 async def _turn(runner: Runner, message_id: str, engine: asyncio.Task[None]) -> None:
     await runner.accept(message_id, "rehearse")
-    ended = runner.waiters.wait_for(message_id)
-    await asyncio.wait([ended, engine], return_when=asyncio.FIRST_COMPLETED)
+    both: list[asyncio.Future[Any]] = [runner.waiters.wait_for(message_id), engine]
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
 
 
 # --- the model --------------------------------------------------------------------------------------------------------

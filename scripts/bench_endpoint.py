@@ -12,12 +12,8 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
-
-try:
-    from uvloop import new_event_loop
-except ImportError:  # it is slower then, for everybody who is measured
-    from asyncio import new_event_loop
 
 PIECES = 16
 PACED_PIECES = 200
@@ -107,11 +103,19 @@ async def _serve() -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(Endpoint, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
-    over = loop.create_future()
-    loop.add_reader(sys.stdin.fileno(), lambda: over.done() or over.set_result(None))
-    await over
+    over = asyncio.Event()
+    loop.add_reader(sys.stdin.fileno(), over.set)
+    await over.wait()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:  # slower, for everybody who is measured
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
 
 
 if __name__ == "__main__":
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve())

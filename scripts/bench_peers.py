@@ -41,10 +41,10 @@ def agent_child(pipe: Connection) -> None:
 
 async def _until_end_of(fd: int, ready: Callable[[], object]) -> None:
     loop = asyncio.get_running_loop()
-    over = loop.create_future()
-    loop.add_reader(fd, lambda: over.done() or over.set_result(None))
+    over = asyncio.Event()
+    loop.add_reader(fd, over.set)
     ready()
-    await over
+    await over.wait()
 
 
 class Child:

@@ -154,6 +154,8 @@ class _PoolNode(Node):
                 return Refused("already_started", pid)
             case StartFailed(reason):
                 return Refused("start_failed", reason)
+            case _:
+                assert_never(outcome)
 
     def _terminate_child(self, target: Target) -> Work[Answer]:
         if not isinstance(target, ByPid):

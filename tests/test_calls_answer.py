@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -86,8 +86,9 @@ def test_questions_are_answered_at_once_whatever_the_child_does(
     session.send_message("one")
     if state != "frozen and idle":
         session.submit("two")
-        session.submit("three")
         files.wait_lines("effects")
+        if "blocking" not in state:  # only the child can accept a message
+            session.submit("three")
     stuck = "frozen" in state or "blocking" in state
     if "frozen" in state:
         freeze(session)
@@ -97,8 +98,9 @@ def test_questions_are_answered_at_once_whatever_the_child_does(
     assert [m.text for m in session.messages()][:2] == ["one", "first"]
     if state != "frozen and idle":
         assert session.messages()[2].text == "two"
-        assert [row["text"] for row in session.queue()] == ["three"]
-        assert session.status()["queue"] == 1
+        expected = [] if "blocking" in state else ["three"]
+        assert [row["text"] for row in session.queue()] == expected
+        assert session.status()["queue"] == len(expected)
         assert session.status()["turn"] == "t2"
     assert session.status()["state"] == "running"
 
@@ -301,58 +303,56 @@ def test_with_few_descriptors_a_start_too_many_is_a_clear_error_and_the_others_l
     assert lines[1:] == ["fine", "fine", "fine", "still", "end"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root, to become somebody else")
-def test_an_ordinary_user_can_start_run_a_turn_and_resume_with_the_smallest_pipes(tmp_path_factory: Any) -> None:
-    import tempfile
+USER = 54_321
+"""Nobody has this number, so nobody's limits are touched."""
 
-    user = 54_321  # nobody has it, so nobody's limits are touched
+ORDINARY = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
+CAPPED = ["setpriv", "--bounding-set=-sys_resource,-sys_admin"]
+"""Root without the rights that exempt it from the limit on pipe pages."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root, to give up rights")
+@pytest.mark.parametrize("prefix", [ORDINARY, CAPPED], ids=["an ordinary user", "root without large pipes"])
+def test_a_session_runs_and_resumes_with_the_smallest_pipes_that_the_kernel_gives(prefix: list[str]) -> None:
+    if subprocess.run([*prefix, sys.executable, "-c", ""], capture_output=True, check=False).returncode != 0:
+        pytest.skip("this interpreter cannot be run so")
     with tempfile.TemporaryDirectory(prefix="at-user-") as name:
         home = Path(name)
-        os.chown(home, user, user)
-        prefix = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
-        with pipe_pages_used_up(user, home):
+        if prefix is ORDINARY:
+            os.chown(home, USER, USER)
+        with PipePagesUsedUp(prefix, home):
             lines = run_scenario(home, 0, prefix)
     assert lines == ["one", "two 4", "end"]
 
 
-class pipe_pages_used_up:  # noqa: N801 - reads as a context manager
-    """Another process of the user holds so many pipe pages that each further pipe gets the least the kernel gives."""
-
-    CODE = """
+HOLD_PIPES = """
 import fcntl, os, resource, sys
-soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-pipes = []
-while True:
-    try:
-        pipes.append(os.pipe())
-    except OSError:
-        break
-    if fcntl.fcntl(pipes[-1][0], fcntl.F_GETPIPE_SZ) <= 8192:
-        break
-print(fcntl.fcntl(pipes[-1][0], fcntl.F_GETPIPE_SZ), flush=True)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard := resource.getrlimit(resource.RLIMIT_NOFILE)[1], hard))
+size, pipes = 1 << 16, []
+while size > 8192 and len(pipes) < 4000:
+    pipes.append(os.pipe())
+    size = fcntl.fcntl(pipes[-1][0], fcntl.F_GETPIPE_SZ)
+print(size, flush=True)
 sys.stdin.read()
 """
 
-    def __init__(self, user: int, cwd: Path) -> None:
-        def change() -> None:
-            os.setgroups([])
-            os.setgid(user)
-            os.setuid(user)
 
+class PipePagesUsedUp:
+    """Another process of the user holds so many pipe pages that each further pipe gets the least the kernel gives."""
+
+    def __init__(self, prefix: list[str], cwd: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", self.CODE],
+            [*prefix, sys.executable, "-I", "-S", "-c", HOLD_PIPES],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=cwd,
             text=True,
-            preexec_fn=change,  # noqa: PLW1509 - the test process forks nothing else meanwhile
         )
 
     def __enter__(self) -> None:
         assert self._process.stdout is not None
-        size = int(self._process.stdout.readline())
-        if size > 8192:
+        if (size := int(self._process.stdout.readline())) > 8192:
+            self.__exit__()
             pytest.skip(f"pipes are still {size} bytes: this kernel or its limits don't shrink them")
 
     def __exit__(self, *_: object) -> None:
@@ -363,5 +363,4 @@ def test_an_illegal_option_is_an_error_at_the_call(sessions: Sessions) -> None:
     session = sessions.start(["x"])
     with pytest.raises(InvalidOption, match="temperature"):
         session.send_message("go", temperature=9.0)
-    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 64
     assert session.send_message("go").text == "x"

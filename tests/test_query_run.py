@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ from athena.errors import InvalidOption, ProviderError, UnsupportedOption
 from athena.providers.base import Delta, ModelResponse
 from athena.testing import FakeOpenAI
 from tests.engine import calls
-from tests.helpers import TIME_UNIT, wait_until_async
+from tests.helpers import TIME_UNIT, wait_until, wait_until_async
 from tests.process_fixtures import is_gone
 from tests.process_fixtures import table as table
 
@@ -181,3 +183,35 @@ def test_the_caller_keeps_the_options_it_gave() -> None:
 
 def test_all_six_are_public() -> None:
     assert {"run", "query", "stream", "arun", "aquery", "astream"} <= set(athena.__all__)
+
+
+@pytest.mark.parametrize("option", [{"tools": ["read"]}, {"max_iterations": 3}, {"phase": "trusted"}, {"cwd": "/"}])
+def test_an_option_of_the_loop_is_refused_where_there_is_no_loop(option: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOption, match="means nothing for one model call") as caught:
+        query("x", provider="mock", **option)
+    assert caught.value.data["option"] in option
+
+
+ESCAPING_RUN = """
+import asyncio, pathlib, sys
+from athena import arun
+
+async def main():
+    bash = {"command": f"setsid sh -c 'echo $$ > {sys.argv[1]}; exec sleep 1000' & sleep 1000"}
+    script = [{"tool_calls": [{"name": "bash", "arguments": bash}]}]
+    run = asyncio.ensure_future(arun("x", provider="mock", mock=script, phase="trusted"))
+    while not (pathlib.Path(sys.argv[1]).exists() and pathlib.Path(sys.argv[1]).read_text().endswith("\\n")):
+        await asyncio.sleep(0.005)
+    run.cancel()
+    await asyncio.wait([run])
+
+asyncio.run(main())
+"""
+
+
+def test_a_cancelled_run_leaves_nothing_that_left_its_group(tmp_path: Path) -> None:
+    # In a process of its own, which is no subreaper: what has left the group becomes init's when its shell dies.
+    pid_file = tmp_path / "pid"
+    done = subprocess.run([sys.executable, "-c", ESCAPING_RUN, str(pid_file)], timeout=30 * TIME_UNIT, check=False)
+    assert done.returncode == 0
+    wait_until(lambda: is_gone(int(pid_file.read_text())))

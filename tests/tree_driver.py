@@ -122,7 +122,7 @@ class Driver:
         """The pid of the newest live child of that id."""
         return max(pid for pid, child in self.alive.items() if child.id == name)
 
-    def call(self, kind: Callable[..., Request], *args: Any) -> Any:
+    def call(self, kind: Callable[..., Request | StopCall], *args: Any) -> Any:
         """Ask, and return the answer; Ellipsis if there is none yet."""
         self._ref += 1
         self.give(kind(self._ref, *args))
