@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from athena.messages import ToolCall as ToolCall
     from athena.messages import ToolResult as ToolResult
     from athena.messages import Usage as Usage
+    from athena.monitor import Down as Down
     from athena.pid import Pid as Pid
-    from athena.session import Down as Down
     from athena.session import Session as Session
     from athena.session import Turn as Turn
     from athena.subscriber import StreamDelta as StreamDelta
@@ -38,7 +38,7 @@ _PUBLIC = {
     "AsyncTurn": "athena.async_session",
     "AthenaError": "athena.errors",
     "Cursor": "athena.events",
-    "Down": "athena.session",
+    "Down": "athena.monitor",
     "EmbeddedSupervisor": "athena.supervisors",
     "Event": "athena.events",
     "Message": "athena.messages",

@@ -21,12 +21,13 @@ from athena.errors import AthenaError, NoProcess, NotFound, NotRunning, Reason, 
 from athena.events import Cursor, Event, new_uuid
 from athena.loop.result import Result
 from athena.messages import Message, Usage
+from athena.monitor import Down
 from athena.pid import Pid
-from athena.session import ANSWER_S, RETRY_S, Down, Recovery, TurnFilter, gone, start_limit_s
+from athena.recovery import ANSWER_S, RETRY_S, Recovery, gone, start_limit_s
 from athena.session_calls import Call, Identity, StartOptions
 from athena.stored import resume as resume_stored
 from athena.stored import stored_rows
-from athena.subscriber import Item, Subscriber
+from athena.subscriber import Item, Subscriber, TurnFilter
 from athena.supervisors import Target, resolve
 from athena.wire import Frame, dumps
 
@@ -38,10 +39,6 @@ Rows: TypeAlias = list[dict[str, Any]]
 
 STREAM_BYTES = 4 * 1024 * 1024
 """Received and not yet read by the caller; above it the socket is not read, and the supervisor lets us fall behind."""
-
-_connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Path, AsyncConnection]] = (
-    weakref.WeakKeyDictionary()
-)
 
 
 class AsyncSession:
@@ -411,13 +408,40 @@ class _Inbox:
         self._arrived.set()
 
 
+class _Connections:
+    """The connections of one event loop, one to each supervisor; hung up when the loop ends."""
+
+    def __init__(self) -> None:
+        self.open: dict[Path, AsyncConnection] = {}
+        self.locks: defaultdict[Path, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """Whose turn it is to connect: of many first calls at once, one."""
+        self.end = self._end()
+
+    async def _end(self) -> AsyncGenerator[None, None]:
+        """Suspended until the loop ends: that is when a loop closes its generators, and it tells nobody else."""
+        try:
+            yield
+        finally:
+            _by_loop.pop(asyncio.get_running_loop(), None)
+            for connection in self.open.values():
+                connection.close()
+
+
+_by_loop: dict[asyncio.AbstractEventLoop, _Connections] = {}
+
+
 async def _connection(target: Target) -> AsyncConnection:
     """This event loop's connection to the target."""
-    by_path = _connections.setdefault(asyncio.get_running_loop(), {})
-    found = by_path.get(target.path)
-    if found is None or not found.is_open:
-        found = by_path[target.path] = await AsyncConnection.open(target.path)
-        target.pool.supervisor_id = (found.hello or {}).get("supervisor")
+    loop = asyncio.get_running_loop()
+    connections = _by_loop.get(loop)
+    if connections is None:
+        connections = _by_loop[loop] = _Connections()
+        await anext(connections.end)
+    async with connections.locks[target.path]:
+        found = connections.open.get(target.path)
+        if found is None or not found.is_open:
+            found = connections.open[target.path] = await AsyncConnection.open(target.path)
+            target.pool.supervisor_id = (found.hello or {}).get("supervisor")
     return found
 
 

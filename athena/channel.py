@@ -35,6 +35,7 @@ class Channel(asyncio.Protocol):
         self._on_close = on_close
         self._framer = Framer()
         self._outbox = Outbox()
+        self._soon: list[bytes] = []
         self._reader: Any = None
         self._writer: Any = None
         self._paused = False
@@ -93,7 +94,7 @@ class Channel(asyncio.Protocol):
         if self.closed or self._writer_gone:
             return
         if not self._paused and not self._outbox and len(body) <= PART_BYTES:
-            self._writer.write(encode(header, body))
+            self._write(encode(header, body))
             return
         self._outbox.put(header, body, control=control)
         self._pump()
@@ -103,9 +104,19 @@ class Channel(asyncio.Protocol):
         if self.closed or self._writer_gone:
             return
         if not self._paused and not self._outbox:
-            self._writer.write(raw)
+            self._write(raw)
             return
         self._outbox.put_raw(raw, control=control)
+
+    def send_soon(self, header: Header, body: bytes) -> None:
+        """Send a frame with the next one, at the latest in the next turn of the event loop: many small frames at once
+        cost one system call, and wake the peer once."""
+        if self._paused or self._outbox or len(body) > PART_BYTES or not self._is_writable():
+            self.send(header, body)
+            return
+        if not self._soon:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._soon.append(encode(header, body))
 
     @property
     def queued_bytes(self) -> int:
@@ -128,6 +139,7 @@ class Channel(asyncio.Protocol):
         """Wait until the kernel has every byte, or the channel has ended."""
         if self.closed or self._writer_gone:
             return
+        self._write()
         await self.drained()
         if self._writer.get_write_buffer_size():
             self._writer.set_write_buffer_limits(high=0)
@@ -165,6 +177,7 @@ class Channel(asyncio.Protocol):
     def close(self) -> None:
         """End politely: what is queued is still written by the transport if the peer reads. ``on_close`` gets
         ``None``."""
+        self._write()
         while not self.closed and (raw := self._outbox.take()) is not None:
             self._writer.write(raw)
         self._end(None, abort=False)
@@ -187,7 +200,16 @@ class Channel(asyncio.Protocol):
         self._wake()
         self._on_close(error)
 
+    def _write(self, raw: bytes = b"") -> None:
+        """Hand ``raw`` to the transport, behind what was to be sent soon."""
+        if self._soon:
+            raw = b"".join((*self._soon, raw))
+            self._soon.clear()
+        if raw and self._is_writable():
+            self._writer.write(raw)
+
     def _pump(self) -> None:
+        self._write()
         while not self._paused and not self.closed:
             raw = self._outbox.take()
             if raw is None:

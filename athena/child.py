@@ -273,7 +273,7 @@ class Child:
         assert self._channel is not None
         if self._channel.queued_bytes > PIPE_BACKLOG_BYTES:
             return
-        self._send(
+        self._channel.send_soon(
             {
                 "kind": "delta", "session": self._session, "turn": turn, "step": step, "attempt": attempt,
                 "offset": offset, "type": piece.type,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -12,46 +11,28 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from athena import session_calls as calls
 from athena.client import ConnectionLost, SyncConnection, call_timeout
 from athena.errors import (
-    AlreadyStarted,
-    AthenaError,
     NoProcess,
     NotFound,
     NotRunning,
     Reason,
-    Unavailable,
-    Unresponsive,
 )
 from athena.events import Cursor, Event, new_uuid
 from athena.loop.result import Result
 from athena.messages import Message, Usage
+from athena.monitor import Monitor
 from athena.pid import Pid
+from athena.recovery import ANSWER_S, RETRY_S, Recovery, gone, perform, start_limit_s
 from athena.session_calls import Call, Identity, StartOptions
 from athena.stored import resume as resume_stored
-from athena.subscriber import Item, StreamDelta, Subscriber
-from athena.supervisors import RECONNECT_S, Target, resolve
-from athena.wire import Frame, dumps
+from athena.subscriber import Item, Subscriber, TurnFilter
+from athena.supervisors import Target, resolve
+from athena.wire import dumps
 
 T = TypeVar("T")
 
 Messages: TypeAlias = list[Message]
 Rows: TypeAlias = list[dict[str, Any]]
 """Named here, because inside the class ``list`` is a method."""
-
-ANSWER_S = 10.0
-"""How long a call that the supervisor answers itself waits before the supervisor counts as unresponsive."""
-
-RETRY_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Down:
-    """A monitored process has ended. ``reason`` is why; ``noproc`` if it was gone before, ``noconnection`` if the
-    supervisor was lost."""
-
-    ref: int
-    target: str | int
-    pid: Pid | None
-    reason: Reason
 
 
 class Session:
@@ -92,7 +73,7 @@ class Session:
     def _start(cls, supervisor: str | Path | Target | None, options: dict[str, Any], *, link: bool) -> Session:
         checked = calls.start_options(options, link=link)
         target = resolve(supervisor)
-        identity = _perform(target, calls.start(checked), start_limit_s(options))
+        identity = perform(target, calls.start(checked), start_limit_s(options))
         return cls(target, identity, checked)
 
     @classmethod
@@ -103,13 +84,13 @@ class Session:
         for a name or id that no live session has, :class:`~athena.errors.Unavailable` if there is no supervisor.
         """
         at = resolve(supervisor, create=False)
-        return cls(at, _perform(at, calls.attach(target), ANSWER_S))
+        return cls(at, perform(at, calls.attach(target), ANSWER_S))
 
     @staticmethod
     def whereis(name: str, *, supervisor: str | Path | Target | None = None) -> Pid | None:
         """The pid of the session with this name or id, or ``None``, also without a supervisor."""
         try:
-            return _perform(resolve(supervisor, create=False), calls.whereis(name), ANSWER_S)
+            return perform(resolve(supervisor, create=False), calls.whereis(name), ANSWER_S)
         except NotRunning:
             return None
 
@@ -119,7 +100,7 @@ class Session:
         from athena.stored import stored_rows
 
         try:
-            return _perform(resolve(supervisor, create=False), calls.list_sessions(), ANSWER_S)
+            return perform(resolve(supervisor, create=False), calls.list_sessions(), ANSWER_S)
         except NotRunning:
             return stored_rows()
 
@@ -234,7 +215,7 @@ class Session:
         """Stop the session: polite, then firm after its ``shutdown`` time (or ``timeout`` seconds). Twice is a
         no-op."""
         try:
-            _perform(self._target, calls.stop(self.session_id, reason, timeout), None)
+            perform(self._target, calls.stop(self.session_id, reason, timeout), None)
         except (ConnectionLost, NotRunning):
             pass  # the supervisor is gone, and with it the process
 
@@ -252,7 +233,7 @@ class Session:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
-                answer = _perform(
+                answer = perform(
                     self._target, call, None if deadline is None else max(0.001, deadline - time.monotonic())
                 )
             except (ConnectionLost, NotRunning) as error:
@@ -271,45 +252,6 @@ class Session:
         if deadline is not None and time.monotonic() >= deadline:
             raise call_timeout(call.op, timeout, call.message_id)
         time.sleep(RETRY_S)
-
-
-class Recovery:
-    """What a call does when its supervisor is lost: wait for it, or start it; then present the start options again."""
-
-    def __init__(self, target: Target, options: StartOptions | None, supervisor_id: str | None) -> None:
-        self._target = target
-        self._options = options
-        self._supervisor_id = supervisor_id
-        self._until: float | None = None
-        self._error: Exception | None = None
-
-    def lost(self, error: Exception) -> None:
-        """The connection is gone. Raises :class:`Unavailable` when that has lasted too long."""
-        now = time.monotonic()
-        self._until = self._until or now + RECONNECT_S
-        if now > self._until:
-            raise Unavailable(
-                f"the supervisor was lost and did not come back within {RECONNECT_S} s ({error})"
-            ) from None
-
-    def was_replaced(self) -> bool:
-        """Whether another supervisor answers now than the one that knew the session."""
-        return self._target.pool.supervisor_id != self._supervisor_id
-
-    def try_again(self) -> None:
-        """Bring the supervisor back if it is ours to start, and the session if this handle started it."""
-        try:
-            self._target.ensure()
-            if not self._target.answers() or not self.was_replaced():
-                return
-            if self._options is None:
-                raise Unavailable("the session's supervisor was replaced; start the session again to continue its log")
-            _perform(self._target, calls.start(self._options.again()), None)
-        except AlreadyStarted:
-            pass  # another call, or another handle, was faster
-        except (ConnectionLost, NotRunning):
-            return
-        self._supervisor_id = self._target.pool.supervisor_id
 
 
 class Turn:
@@ -346,28 +288,6 @@ def one_turn(stream: Iterator[Item], message_id: str) -> Iterator[Item]:
             yield item
         if follow.is_over:
             return
-
-
-class TurnFilter:
-    """Tells which items of a session's stream belong to one message's turn."""
-
-    def __init__(self, message_id: str) -> None:
-        self._message_id = message_id
-        self._turn: str | None = None
-        self.is_over = False
-
-    def wants(self, item: Item) -> bool:
-        """Whether ``item`` is of the turn; sees its start and end on the way."""
-        if isinstance(item, StreamDelta):
-            return self._turn is not None and item.turn == self._turn
-        if item.event == "turn_start" and item.data.get("message_id") == self._message_id:
-            self._turn = item.turn
-        if item.event == "message_cancelled" and self._message_id in item.data.get("message_ids", ()):
-            self.is_over = True
-        if self._turn is None or item.turn != self._turn:
-            return False
-        self.is_over = self.is_over or item.event == "turn_end"
-        return True
 
 
 class EventStream:
@@ -442,79 +362,3 @@ class EventStream:
             connection.close()
             raise
         return connection
-
-
-class Monitor:
-    """A one-way watch on one process. Delivers exactly one :class:`Down`."""
-
-    def __init__(self, target: Target, watched: str | int) -> None:
-        self._target = watched
-        self._connection = target.pool.open()
-        try:
-            value = self._connection.call(**_call_args(calls.monitor(watched))).json()
-        except BaseException:
-            self._connection.close()
-            raise
-        self.ref = int(value["ref"])
-        self.pid = Pid.from_map(value["pid"])
-        self._down: Down | None = None
-        if value["reason"] is not None:
-            self._down = Down(self.ref, watched, None, value["reason"])
-        self._is_over = False
-
-    def wait(self, timeout: float | None = None) -> Down | None:
-        """Wait for the :class:`Down`; ``None`` once it was delivered or after :meth:`demonitor`.
-
-        Raises :class:`~athena.errors.CallTimeout`.
-        """
-        if self._is_over:
-            return None
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while self._down is None:
-            try:
-                frame = self._connection.next_frame(deadline)
-            except TimeoutError:
-                raise call_timeout("monitor", timeout) from None
-            except ConnectionLost:
-                self._down = Down(self.ref, self._target, self.pid, "noconnection")
-                break
-            if frame.kind == "down" and frame.header["ref"] == self.ref:
-                self._down = Down(self.ref, self._target, self.pid, frame.header["reason"])
-        down = self._down
-        self.demonitor()
-        return down
-
-    def demonitor(self) -> None:
-        """Stop watching; no :class:`Down` is delivered after this. Twice is a no-op."""
-        self._is_over = True
-        self._connection.close()
-
-
-def _call_args(call: Call[Any]) -> dict[str, Any]:
-    return {"op": call.op, "header": call.header, "body": call.body, "timeout_s": ANSWER_S}
-
-
-def _perform(target: Target, call: Call[T], timeout: float | None) -> T:
-    """One call, once. Raises what was answered, :class:`ConnectionLost`, or the timeout in Athena's words."""
-    try:
-        frame: Frame = target.pool.call(call.op, call.header, call.body, timeout)
-    except TimeoutError as error:
-        if isinstance(error, AthenaError):
-            raise
-        if call.message_id is None and timeout == ANSWER_S:
-            raise Unresponsive(f"the supervisor at {str(target.path)!r} does not answer; is it stopped?") from None
-        raise call_timeout(call.op, timeout, call.message_id) from None
-    return call.read(frame)
-
-
-def gone(error: NotFound, session_id: str) -> NoProcess:
-    """A handle's session that its supervisor does not know any more has ended: not the same as a name nobody has."""
-    return NoProcess(
-        f"session {session_id!r} has no process any more; start it again under its id to go on", target=session_id
-    )
-
-
-def start_limit_s(options: dict[str, Any]) -> float | None:
-    """How long a client waits for a start: the supervisor's own limit decides, this is for a frozen supervisor."""
-    limit = options.get("start_timeout", 30.0)
-    return float(limit) + 15.0 if isinstance(limit, int | float) else None

@@ -107,3 +107,25 @@ def _cursor(after: int | Event | Cursor | None) -> Cursor | None:
     if isinstance(after, int):
         return Cursor(after)
     return after
+
+
+class TurnFilter:
+    """Tells which items of a session's stream belong to one message's turn."""
+
+    def __init__(self, message_id: str) -> None:
+        self._message_id = message_id
+        self._turn: str | None = None
+        self.is_over = False
+
+    def wants(self, item: Item) -> bool:
+        """Whether ``item`` is of the turn; sees its start and end on the way."""
+        if isinstance(item, StreamDelta):
+            return self._turn is not None and item.turn == self._turn
+        if item.event == "turn_start" and item.data.get("message_id") == self._message_id:
+            self._turn = item.turn
+        if item.event == "message_cancelled" and self._message_id in item.data.get("message_ids", ()):
+            self.is_over = True
+        if self._turn is None or item.turn != self._turn:
+            return False
+        self.is_over = self.is_over or item.event == "turn_end"
+        return True
