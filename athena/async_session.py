@@ -7,8 +7,7 @@ that a slow reader of events never delays an answer.
 from __future__ import annotations
 
 import asyncio
-import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
@@ -152,10 +151,15 @@ class AsyncSession:
         self, text: str, *, message_id: str | None = None, **loop_options: Any
     ) -> AsyncGenerator[Item | Result, None]:
         """Send a message and iterate its turn's deltas and events; the last item is the :class:`Result`."""
-        turn = await self.submit(text, message_id=message_id, **loop_options)
-        async with aclosing(turn.events()) as items:
-            async for item in items:
-                yield item
+        async with self.events() as stream:  # before the message is sent: a fast model's text would be over already
+            joined_at = stream.joined_at
+            turn = await self.submit(text, message_id=message_id, **loop_options)
+            # One that was sent before has its events in the log.
+            async with aclosing(
+                _one_turn(stream, turn.message_id) if turn._seq > joined_at else turn.events()
+            ) as items:
+                async for item in items:
+                    yield item
         yield await turn.result()
 
     async def interrupt(self, *, clear_queue: bool = False) -> bool:
@@ -245,17 +249,23 @@ class AsyncTurn:
 
     async def events(self) -> AsyncGenerator[Item, None]:
         """This turn's events and deltas, from its start to its ``turn_end``."""
-        follow = TurnFilter(self.message_id)
         async with self._session.events(self._seq) as stream:
-            async for item in stream:
-                if follow.wants(item):
-                    yield item
-                if follow.is_over:
-                    return
+            async for item in _one_turn(stream, self.message_id):
+                yield item
 
     async def cancel(self) -> bool:
         """Take the message back while it is queued."""
         return await self._session._do(calls.cancel(self._session.session_id, self.message_id))
+
+
+async def _one_turn(stream: AsyncEventStream, message_id: str) -> AsyncGenerator[Item, None]:
+    """The items of the turn of ``message_id``, until it ends or is cancelled."""
+    follow = TurnFilter(message_id)
+    async for item in stream:
+        if follow.wants(item):
+            yield item
+        if follow.is_over:
+            return
 
 
 class AsyncEventStream:
@@ -266,9 +276,12 @@ class AsyncEventStream:
         self._subscriber = subscriber
         self._inbox: _Inbox | None = None
         self._items: deque[Item] = deque()
+        self.joined_at = 0
+        """The seq of the last event before the stream."""
 
     async def __aenter__(self) -> AsyncEventStream:
         await self._subscribe()
+        self.joined_at = self._subscriber.seq
         return self
 
     async def __aexit__(self, *_: object) -> None:

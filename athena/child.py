@@ -36,6 +36,8 @@ PIPE_BACKLOG_BYTES = 1024 * 1024
 LOST_S = 3.0
 """How long the engine may take to end after the supervisor did."""
 
+_ENDS_STEP = frozenset({"assistant_message", "interrupted", "turn_end"})
+
 EXIT_OK, EXIT_ERROR = 0, 1
 
 
@@ -51,6 +53,8 @@ class Child:
         self._session = ""
         self._ready = False
         self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._held: list[tuple[Header, list[str]]] = []
+        """Text that waits until the pipe has room."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- life
@@ -266,20 +270,35 @@ class Child:
             state = self._parts.runner.state
             header["turn"] = state.turn.id if state.turn else None
             header["queue"] = len(state.queue)
+        if event.event in _ENDS_STEP:
+            self._held.clear()
         self._send(header, event.line)
 
     def delta(self, turn: str, step: int, attempt: int, offset: int, piece: Delta) -> None:
-        """Send a piece of text, unless the pipe is far behind."""
+        """Send a piece of text. While the pipe is far behind, pieces are held back and joined: they can wait, events
+        cannot; what is held when the step is recorded needs no sending any more."""
         assert self._channel is not None
-        if self._channel.queued_bytes > PIPE_BACKLOG_BYTES:
+        header: Header = {
+            "kind": "delta", "session": self._session, "turn": turn, "step": step, "attempt": attempt,
+            "offset": offset, "type": piece.type,
+        }  # fmt: skip
+        if self._channel.queued_bytes <= PIPE_BACKLOG_BYTES and not self._held:
+            self._channel.send_soon(header, piece.text.encode())
             return
-        self._channel.send_soon(
-            {
-                "kind": "delta", "session": self._session, "turn": turn, "step": step, "attempt": attempt,
-                "offset": offset, "type": piece.type,
-            },
-            piece.text.encode(),
-        )  # fmt: skip
+        if not self._held:
+            self._spawn(self._send_held())
+        last = self._held[-1] if self._held else None
+        if last is not None and {**last[0], "offset": offset} == header:
+            last[1].append(piece.text)
+        else:
+            self._held.append((header, [piece.text]))
+
+    async def _send_held(self) -> None:
+        assert self._channel is not None
+        await self._channel.drained(PIPE_BACKLOG_BYTES // 2)
+        held, self._held = self._held, []
+        for header, texts in held:
+            self._send(header, "".join(texts).encode())
 
     def degraded(self, what: str | None) -> None:
         """Tell the supervisor that writing fails, or works again."""

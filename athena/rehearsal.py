@@ -57,7 +57,7 @@ async def rehearse() -> None:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
     try:
         async with asyncio.timeout(LIMIT_S):
-            with tempfile.TemporaryDirectory(prefix="athena-") as folder:
+            with tempfile.TemporaryDirectory(prefix="athena-") as folder, contextlib.chdir(folder):
                 await _turns(url, folder)
     except Exception:  # whatever it was, children can be forked: they only start slower
         traceback.print_exc()

@@ -167,8 +167,10 @@ class Session:
 
     def stream(self, text: str, *, message_id: str | None = None, **loop_options: Any) -> Iterator[Item | Result]:
         """Send a message and iterate its turn's deltas and events; the last item is the :class:`Result`."""
-        turn = self.submit(text, message_id=message_id, **loop_options)
-        yield from turn.events()
+        with self.events() as stream:  # before the message is sent: a fast model's text would be over when we came
+            turn = self.submit(text, message_id=message_id, **loop_options)
+            # One that was sent before has its events in the log.
+            yield from one_turn(stream, turn.message_id) if turn._seq > stream.joined_at else turn.events()
         yield turn.result()
 
     def interrupt(self, *, clear_queue: bool = False) -> bool:
@@ -299,6 +301,8 @@ class EventStream:
         self._items: list[Item] = []
         self._connection: SyncConnection | None = None
         self._subscribe()
+        self.joined_at = subscriber.seq
+        """The seq of the last event before the stream."""
 
     def __iter__(self) -> EventStream:
         return self

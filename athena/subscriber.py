@@ -18,8 +18,9 @@ from athena.wire import Frame
 class StreamDelta:
     """A piece of an answer that is being made. It is not recorded: the ``assistant_message`` event brings the whole.
 
-    ``attempt`` counts tries of this step's model call from 1; a new attempt voids the text before it. ``offset`` is
-    where ``text`` begins, in characters of this ``type`` in this attempt.
+    ``attempt`` counts tries of this step's model call from 1; a new attempt voids the text before it, and so does a
+    ``turn_resumed`` event: the next process asks the model anew. ``offset`` is where ``text`` begins, in characters of
+    this ``type`` in this attempt.
     """
 
     type: Literal["text", "thinking"]
@@ -47,6 +48,11 @@ class Subscriber:
         self.is_ended = False
         self.end_reason: Any = None
         self.state: str | None = None
+
+    @property
+    def seq(self) -> int:
+        """The seq of the last event that was seen; 0 before any."""
+        return self._cursor.seq if self._cursor is not None else 0
 
     def request_body(self) -> dict[str, Any]:
         """The arguments of ``subscribe``, from where this side is now."""

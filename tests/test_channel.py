@@ -12,6 +12,7 @@ import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
     del run.__dict__["__wrapped__"]  # a test runner would take the asynchronous one
     new_loop = inspect.Parameter("new_loop", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     run.__dict__["__signature__"] = inspect.Signature([new_loop, *inspect.signature(test).parameters.values()])
-    return pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)(run)
+    marked: Callable[..., None] = pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)(run)
+    return marked
 
 
 class End:
@@ -201,7 +203,7 @@ async def test_the_last_words_of_a_writer_that_is_gone_are_still_read() -> None:
         assert len(one.ends) == 1
 
 
-# --- ends ----------------------------------------------------------------------------------------------------------------
+# --- ends -------------------------------------------------------------------------------------------------------------
 
 
 @on_both_loops
@@ -215,7 +217,7 @@ async def test_an_end_between_frames_is_none_and_one_inside_a_frame_is_an_error(
         end.channel = await open_pipes(there[0], back[1], end.on_frame, end.on_close)
         os.write(there[1], raw)
         os.close(there[1])
-        await end.wait(lambda end=end: bool(end.ends))
+        await end.wait(partial(bool, end.ends))
         assert [type(error) for error in end.ends] == [expected]
         end.channel.abort(None)
         end.channel.send({"kind": "late"})
@@ -245,7 +247,7 @@ async def test_a_polite_close_still_writes_what_is_queued() -> None:
         assert one.ends == [None]
 
 
-# --- the server -----------------------------------------------------------------------------------------------------------
+# --- the server -------------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -322,7 +324,7 @@ async def test_a_client_of_another_version_is_told_so(tmp_path: Path, monkeypatc
         (await AsyncConnection.open(path)).close()
 
 
-# --- what a client may meet at a socket --------------------------------------------------------------------------------------
+# --- what a client may meet at a socket -------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -245,7 +245,8 @@ def test_a_supervisor_that_dies_during_a_call_is_unavailable_to_the_async_client
 def test_a_silent_supervisor_is_unresponsive_and_no_timeout_of_a_turn(
     where: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("athena.session.ANSWER_S", 0.1)
+    for module in ("session", "recovery"):
+        monkeypatch.setattr(f"athena.{module}.ANSWER_S", 0.1)
     with listener(where, greets_and_is_silent), pytest.raises(Unresponsive, match="does not answer"):
         Session.attach("x", supervisor=where)
 

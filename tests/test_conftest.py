@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_secrets_and_proxies_of_the_tester_are_out_of_sight() -> None:
         pytest.param({"cwd": True}, id="by its directory"),
     ],
 )
-def test_a_process_that_left_its_family_is_still_found(mark: dict[str, bool], tmp_path: Path) -> None:
+def test_a_process_that_left_its_family_is_still_found(mark: dict[str, Any], tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     pid = _orphan(root, **mark)

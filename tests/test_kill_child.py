@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def tool_results(session: Session) -> list[str]:
     return [r.content for m in session.messages() for r in m.tool_results]
 
 
-# --- two turns ----------------------------------------------------------------------------------------------------------
+# --- two turns --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fake_class", [FakeOpenAI, FakeOllama])
@@ -92,7 +93,7 @@ def test_the_second_request_carries_the_whole_first_turn(fake_class: Any, sessio
     assert asked[-1][4]["content"] == "first answer"
 
 
-# --- killed while idle ----------------------------------------------------------------------------------------------------
+# --- killed while idle ------------------------------------------------------------------------------------------------
 
 
 def test_an_idle_session_that_is_killed_comes_back_under_its_name_with_its_messages(sessions: Sessions) -> None:
@@ -148,7 +149,7 @@ def test_a_pid_of_an_earlier_life_reaches_nobody(sessions: Sessions) -> None:
         Session.attach(int(stale), supervisor=sessions.supervisor)
 
 
-# --- killed in the middle of a turn -----------------------------------------------------------------------------------------
+# --- killed in the middle of a turn -----------------------------------------------------------------------------------
 
 
 def test_a_caller_gets_its_answer_once_when_the_child_dies_in_mid_stream(
@@ -253,7 +254,7 @@ def test_grants_hold_after_a_restart_of_the_child(
     per_message: bool, sessions: Sessions, files: Files, background: Background
 ) -> None:
     effect = bash(f"echo ran >> {files.path('effects')}")
-    grant = {"phase": "trusted"}
+    grant: dict[str, Any] = {"phase": "trusted"}
     session = sessions.start(
         [{**effect, "wait_for": files.path("gate"), "touch": files.path("asked")}, "done"],
         **({} if per_message else grant),
@@ -285,7 +286,7 @@ def test_a_grant_for_one_message_is_not_the_next_ones(sessions: Sessions, files:
     assert [e.data["status"] for e in log(session.session_id) if e.event == "tool_result"] == ["ok", "denied"]
 
 
-# --- the queue ---------------------------------------------------------------------------------------------------------------
+# --- the queue --------------------------------------------------------------------------------------------------------
 
 
 def test_a_submitted_message_survives_a_kill_before_its_turn(sessions: Sessions, files: Files) -> None:
@@ -357,7 +358,7 @@ def test_the_sixty_fifth_waiting_message_is_refused_and_the_others_keep_their_tu
     assert kinds(session.session_id).count("turn_end") == 65
 
 
-# --- children that die by themselves -----------------------------------------------------------------------------------------
+# --- children that die by themselves ----------------------------------------------------------------------------------
 
 
 def test_a_turn_that_brings_its_child_down_three_times_ends_as_crashed_and_the_session_lives_on(
@@ -478,7 +479,7 @@ def test_a_live_session_cannot_be_started_twice(sessions: Sessions) -> None:
     assert session.send_message("go").text == "x"
 
 
-# --- interrupts ----------------------------------------------------------------------------------------------------------------
+# --- interrupts -------------------------------------------------------------------------------------------------------
 
 
 def test_an_interrupt_ends_a_model_call_in_mid_stream(sessions: Sessions, files: Files, background: Background) -> None:
@@ -535,7 +536,7 @@ def test_an_interrupt_leaves_the_queue_alone_unless_told_to_clear_it(
     session = sessions.start(
         [{"text": "x", "touch": files.path("asked"), "wait_for": files.path("gate")}], mock_loop=True
     )
-    first, second, third = (background(lambda n=n: session.send_message(f"{n}")) for n in range(3))
+    first, second, third = (background(partial(session.send_message, f"{n}")) for n in range(3))
     wait_until(lambda: len(session.queue()) == 2)
     assert session.interrupt() is True
     wait_until(lambda: len(session.queue()) == 1)
@@ -548,7 +549,7 @@ def test_an_interrupt_leaves_the_queue_alone_unless_told_to_clear_it(
     assert session.queue() == []
 
 
-# --- hangs -----------------------------------------------------------------------------------------------------------------------
+# --- hangs ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_stuck_child_is_killed_as_hung_with_its_stacks_in_its_log_and_the_turn_goes_on(
@@ -588,7 +589,7 @@ def test_a_turn_that_hangs_every_time_ends_as_crashed(sessions: Sessions, files:
     assert session.send_message("and now").text == "next"
 
 
-# --- stop --------------------------------------------------------------------------------------------------------------------------
+# --- stop -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_stop_is_polite_and_twice_is_a_no_op(sessions: Sessions) -> None:
@@ -624,7 +625,7 @@ def test_callers_that_wait_or_queue_are_told_that_the_session_was_stopped_and_it
     sessions: Sessions, files: Files, background: Background, tmp_path: Path
 ) -> None:
     session = sessions.start([bash(stubborn(files)), "x"], phase="trusted")
-    answers = [background(lambda n=n: session.send_message(f"{n}")) for n in range(3)]
+    answers = [background(partial(session.send_message, f"{n}")) for n in range(3)]
     files.wait_lines("pids", 3)
     wait_until(lambda: len(session.queue()) == 2)
     session.stop()

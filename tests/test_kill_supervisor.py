@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class Household:
     def wait_gone(self) -> None:
         """Wait until nothing of it is left: processes by number and by mark, and the socket."""
         for pid in (self.guard, self.supervisor, self.zygote, *self.children, *self.tools):
-            wait_until(lambda pid=pid: is_gone(pid), GONE_S)
+            wait_until(partial(is_gone, pid), GONE_S)
         wait_nothing_below(default_paths().state, self.files.root, timeout_s=GONE_S)
         assert unix_sockets(str(self.target.path)) == []
         assert not self.target.path.exists()
@@ -156,7 +157,7 @@ def test_a_second_daemon_on_the_same_directory_is_refused_with_the_first_ones_pi
     assert resolve(daemon).answers()
 
 
-# --- the calling program ---------------------------------------------------------------------------------------------------
+# --- the calling program ----------------------------------------------------------------------------------------------
 
 START_TWO = """
 import time
@@ -212,7 +213,7 @@ def test_a_program_that_ends_by_itself_leaves_nothing_either(files: Files, progr
     assert list(default_paths().runtime.glob("embedded-*")) == []
 
 
-# --- embedded: the client brings the supervisor back --------------------------------------------------------------------------
+# --- embedded: the client brings the supervisor back ------------------------------------------------------------------
 
 
 def test_a_blocked_caller_gets_its_turns_result_when_the_embedded_supervisor_is_killed(
@@ -305,8 +306,8 @@ def test_several_sessions_and_callers_survive_the_embedded_supervisor(
     for n in range(4):
         step = {"text": f"answer {n}", "touch": files.path("asked"), "wait_for": files.path("gate")}
         session = own_sessions.start([step, f"second {n}"])
-        answers.append(background(lambda session=session: session.send_message("go")))
-        answers.append(background(lambda session=session: session.send_message("more")))
+        answers.append(background(partial(session.send_message, "go")))
+        answers.append(background(partial(session.send_message, "more")))
     files.wait_lines("asked", 4)
     wait_until(lambda: all(s.status()["queue"] == 1 for s in own_sessions.started))
     kill_pid(supervisor_pid(own_supervisor))

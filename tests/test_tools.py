@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from athena import tools
@@ -261,6 +262,7 @@ FILE_TEXT = st.text(alphabet="ab\n\r é\u2028", max_size=30)
 @given(FILE_TEXT, st.text("ab\né", min_size=1, max_size=6), FILE_TEXT, st.text("xy\n", min_size=1, max_size=6))
 def test_edit_and_its_inverse_give_the_file_back(head: str, old: str, tail: str, new: str) -> None:
     source = head + old + tail
+    assume(len(set(re.findall(r"\r\n|\r|\n", source))) < 2)  # in a mixed file the inverse has a choice
     marker = f"<{new}>"
     try:
         changed, count = edit.replaced(source, old, marker, every=False)
