@@ -285,7 +285,7 @@ def _lock(paths: Paths) -> int:
 def _log_to(path: Path, *, also_stderr: bool) -> None:
     handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8")
     path.chmod(0o600)
-    handlers = [handler, logging.StreamHandler()] if also_stderr else [handler]
+    handlers: list[logging.Handler] = [handler, logging.StreamHandler()] if also_stderr else [handler]
     layout = "%(asctime)s %(process)d %(levelname)s %(name)s %(message)s"
     logging.basicConfig(level=logging.INFO, format=layout, handlers=handlers)
 

@@ -350,7 +350,7 @@ async def test_a_real_wrong_key_is_refused(server: Served) -> None:
 @marked
 async def test_hanging_up_frees_the_real_slot(provider: Provider, server: Served) -> None:
     async with aclosing(
-        provider.stream(request(Message("user", "Tell a long story."), tools=(), max_tokens=2000))  # type: ignore[type-var]
+        provider.stream(request(Message("user", "Tell a long story."), tools=(), max_tokens=2000))
     ) as pieces:
         assert isinstance(await anext(pieces), Delta)
     headers = {"authorization": f"Bearer {server.key}"}

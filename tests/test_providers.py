@@ -342,7 +342,7 @@ class Failing:
         self.errors = list(errors)
         self.calls = 0
 
-    async def stream(self, request: ModelRequest) -> AsyncIterator[Delta | ModelResponse]:
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta | ModelResponse, None]:
         self.calls += 1
         yield Delta("text", "x")
         if self.errors:
