@@ -16,13 +16,22 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from athena import session_calls as calls
 from athena.client import AsyncConnection, ConnectionLost, call_timeout
-from athena.errors import AthenaError, NoProcess, NotFound, NotRunning, Reason, Unresponsive
+from athena.errors import (
+    AthenaError,
+    CallTimeout,
+    NoProcess,
+    NotFound,
+    NotRunning,
+    Reason,
+    Unavailable,
+    Unresponsive,
+)
 from athena.events import Cursor, Event, new_uuid
 from athena.loop.result import Result
 from athena.messages import Message, Usage
 from athena.monitor import Down
 from athena.pid import Pid
-from athena.recovery import ANSWER_S, RETRY_S, Recovery, gone, start_limit_s
+from athena.recovery import ANSWER_S, RETRY_S, Granted, Recovery, gone, start_limit_s
 from athena.session_calls import Call, Identity, StartOptions
 from athena.stored import resume as resume_stored
 from athena.stored import stored_rows
@@ -48,6 +57,7 @@ class AsyncSession:
         self._identity = identity
         self._options = options
         self._supervisor_id = target.pool.supervisor_id
+        self._granted = Granted()
 
     # --- getting one
 
@@ -211,7 +221,19 @@ class AsyncSession:
 
     async def _do(self, call: Call[T], timeout: float | None = None) -> T:
         """Perform a call; over the loss of the supervisor too, if it comes back in time."""
-        recovery = Recovery(self._target, self._options, self._supervisor_id)
+        is_new = self._granted.hold(call)
+        try:
+            answer = await self._until_answered(call, timeout)
+        except AthenaError as error:
+            if is_new and not isinstance(error, CallTimeout | Unavailable):  # after these two its turn may go on
+                self._granted.drop(call.message_id)
+            raise
+        if isinstance(answer, Result):
+            self._granted.drop(call.message_id)
+        return answer
+
+    async def _until_answered(self, call: Call[T], timeout: float | None) -> T:
+        recovery = Recovery(self._target, self._options, self._supervisor_id, self._granted)
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
         while True:
@@ -314,7 +336,7 @@ class AsyncEventStream:
 
     async def _subscribe(self) -> None:
         session = self._session
-        recovery = Recovery(session._target, session._options, session._supervisor_id)
+        recovery = Recovery(session._target, session._options, session._supervisor_id, session._granted)
         while True:
             inbox = None
             try:

@@ -82,15 +82,18 @@ class Child:
         if init.kind != "init":
             raise ProtocolError(f"the first frame must be init, not {init.kind!r}")
         self._session = str(init.header["session"])
-        self._parts = parts = await build_session(init.header, init.json(), self)
+        given = init.json()
+        self._parts = parts = await build_session(init.header, given, self)
         runner = parts.runner
         await runner.begin(
             init.header.get("reason"), counted=bool(init.header.get("counted")), interrupt=init.header.get("interrupt")
         )
         facts = {"damage": parts.damage, "seq": runner.state.cursor.seq, "pid": os.getpid()}
         self._send({"kind": "ready", **facts, **self._position()}, control=True)
-        # Messages whose senders still wait, or whose options are grants, come right behind: the engine must know them
-        # before it goes on with an open turn.
+        # Messages whose senders still wait, or whose options are grants, come with it or right behind: the engine must
+        # know them before it goes on with an open turn.
+        for message in given.get("granted") or ():
+            await self._accept_again(Frame({}, dumps(message)))
         for _ in range(int(init.header.get("follow", 0))):
             frame = await self._next_frame()
             if frame is None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import time
 from typing import Any, TypeVar
 
+import orjson
+
 from athena import session_calls as calls
 from athena.client import ConnectionLost, call_timeout
 from athena.errors import AlreadyStarted, AthenaError, NoProcess, NotFound, NotRunning, Unavailable, Unresponsive
+from athena.loop.options import GRANTS
 from athena.session_calls import Call, StartOptions
 from athena.supervisors import RECONNECT_S, Target
 
@@ -21,20 +24,63 @@ ANSWER_S = 10.0
 
 RETRY_S = 0.05
 
+STEADY_S = 1.0
+"""A supervisor that has been back for so long was really back: losing it again is another loss."""
+
+GRANTED_LIMIT = 65
+"""One message runs and 64 may wait; older ones have ended, or their sender has lost interest."""
+
+
+class Granted:
+    """A handle's messages whose options are grants, until their turns have ended.
+
+    Grants are in no file: after the supervisor's death a turn can only go on with them if whoever gave them says so
+    again.
+    """
+
+    def __init__(self) -> None:
+        self._messages: dict[str, dict[str, Any]] = {}
+
+    def hold(self, call: Call[Any]) -> bool:
+        """Remember the message of a ``send``. Returns whether it was not known before."""
+        if call.op != "send" or call.message_id in self._messages:
+            return False
+        message = orjson.loads(call.body)
+        if GRANTS.isdisjoint(message["options"]):
+            return False
+        self._messages[message["message_id"]] = {k: message[k] for k in ("message_id", "text", "options")}
+        while len(self._messages) > GRANTED_LIMIT:
+            self._messages.pop(next(iter(self._messages)))
+        return True
+
+    def drop(self, message_id: str | None) -> None:
+        """Its turn has ended, or it was refused."""
+        self._messages.pop(message_id or "", None)
+
+    def messages(self) -> list[dict[str, Any]]:
+        """In the order they were sent."""
+        return list(self._messages.values())
+
 
 class Recovery:
     """What a call does when its supervisor is lost: wait for it, or start it; then present the start options again."""
 
-    def __init__(self, target: Target, options: StartOptions | None, supervisor_id: str | None) -> None:
+    def __init__(
+        self, target: Target, options: StartOptions | None, supervisor_id: str | None, granted: Granted
+    ) -> None:
         self._target = target
         self._options = options
         self._supervisor_id = supervisor_id
+        self._granted = granted
         self._until: float | None = None
-        self._error: Exception | None = None
+        self._back_at: float | None = None
 
     def lost(self, error: Exception) -> None:
         """The connection is gone. Raises :class:`Unavailable` when that has lasted too long."""
         now = time.monotonic()
+        if self._back_at is not None and now - self._back_at > STEADY_S:
+            self._until = None  # another loss, hours later maybe
+        self._back_at = None
         self._until = self._until or now + RECONNECT_S
         if now > self._until:
             raise Unavailable(
@@ -49,11 +95,14 @@ class Recovery:
         """Bring the supervisor back if it is ours to start, and the session if this handle started it."""
         try:
             self._target.ensure()
-            if not self._target.answers() or not self.was_replaced():
+            if not self._target.answers():
+                return
+            self._back_at = time.monotonic()
+            if not self.was_replaced():
                 return
             if self._options is None:
                 raise Unavailable("the session's supervisor was replaced; start the session again to continue its log")
-            perform(self._target, calls.start(self._options.again()), None)
+            perform(self._target, calls.start(self._options.again(self._granted.messages())), None)
         except AlreadyStarted:
             pass  # another call, or another handle, was faster
         except (ConnectionLost, NotRunning):

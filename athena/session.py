@@ -11,17 +11,20 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from athena import session_calls as calls
 from athena.client import ConnectionLost, SyncConnection, call_timeout
 from athena.errors import (
+    AthenaError,
+    CallTimeout,
     NoProcess,
     NotFound,
     NotRunning,
     Reason,
+    Unavailable,
 )
 from athena.events import Cursor, Event, new_uuid
 from athena.loop.result import Result
 from athena.messages import Message, Usage
 from athena.monitor import Monitor
 from athena.pid import Pid
-from athena.recovery import ANSWER_S, RETRY_S, Recovery, gone, perform, start_limit_s
+from athena.recovery import ANSWER_S, RETRY_S, Granted, Recovery, gone, perform, start_limit_s
 from athena.session_calls import Call, Identity, StartOptions
 from athena.stored import resume as resume_stored
 from athena.subscriber import Item, Subscriber, TurnFilter
@@ -46,6 +49,7 @@ class Session:
         self._identity = identity
         self._options = options
         self._supervisor_id = target.pool.supervisor_id
+        self._granted = Granted()
 
     # --- getting one
 
@@ -231,7 +235,19 @@ class Session:
 
     def _do(self, call: Call[T], timeout: float | None = None) -> T:
         """Perform a call; over the loss of the supervisor too, if it comes back in time."""
-        recovery = Recovery(self._target, self._options, self._supervisor_id)
+        is_new = self._granted.hold(call)
+        try:
+            answer = self._until_answered(call, timeout)
+        except AthenaError as error:
+            if is_new and not isinstance(error, CallTimeout | Unavailable):  # after these two its turn may go on
+                self._granted.drop(call.message_id)
+            raise
+        if isinstance(answer, Result):
+            self._granted.drop(call.message_id)
+        return answer
+
+    def _until_answered(self, call: Call[T], timeout: float | None) -> T:
+        recovery = Recovery(self._target, self._options, self._supervisor_id, self._granted)
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
@@ -344,7 +360,7 @@ class EventStream:
 
     def _subscribe(self) -> None:
         session = self._session
-        recovery = Recovery(session._target, session._options, session._supervisor_id)
+        recovery = Recovery(session._target, session._options, session._supervisor_id, session._granted)
         while True:
             try:
                 self._connection = self._join()

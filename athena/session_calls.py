@@ -59,10 +59,12 @@ class StartOptions:
     body: bytes = field(repr=False)
     store: str = "jsonl"
 
-    def again(self) -> StartOptions:
-        """The request for a session that ran already: its first messages are in the log."""
+    def again(self, granted: list[dict[str, Any]]) -> StartOptions:
+        """The request for a session that ran already: its first messages are in the log, the grants of ``granted``
+        ones are not."""
         init = orjson.loads(self.body)
         init["options"].pop("messages", None)
+        init["granted"] = granted
         return replace(self, body=dumps(init))
 
 

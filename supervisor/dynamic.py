@@ -90,7 +90,6 @@ class _PoolNode(Node):
         """Start the same again; until that is done it keeps the ``key`` of the process that died."""
         child.retry = None
         if not self._count_restart(child, pid):
-            del self._children[key]
             yield from self._end("shutdown")
             return
         outcome = yield from self._start(child.spec)

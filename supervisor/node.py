@@ -74,7 +74,7 @@ Work = Generator[Phase, Any, T]
 """A piece of a supervisor's sequential work that may have to wait."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)  # a record is itself: ids of 1 and True make equal specs
 class Child:
     """A node's record of one child: never both a pid and a pending retry (19.4)."""
 

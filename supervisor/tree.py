@@ -77,7 +77,6 @@ class StaticNode(Node):
 
     def _place(self, child: Child, outcome: Started | Ignored) -> None:
         """Note what a start came to. A child that ignores stays without a pid; a temporary one goes (5)."""
-        child.retry = None
         if isinstance(outcome, Started):
             child.pid = outcome.pid
             child.spec = child.spec.to_keep()
@@ -131,7 +130,6 @@ class StaticNode(Node):
 
     def _restart(self, child: Child, pid: Pid | None) -> Work[None]:
         """Restart ``child`` and whom the strategy names with it: one unit of intensity, however many they are (7)."""
-        child.retry = None
         if not self._count_restart(child, pid):
             yield from self._end("shutdown")
             return

@@ -103,8 +103,11 @@ class Sessions:
             session.stop()
 
 
+# Those below ask for `background` so that it ends after them: what waits for a session is answered by its end.
+
+
 @pytest.fixture
-def sessions(shared_supervisor: EmbeddedSupervisor, tmp_path: Path) -> Iterator[Sessions]:
+def sessions(shared_supervisor: EmbeddedSupervisor, tmp_path: Path, background: object) -> Iterator[Sessions]:
     """Sessions below the file's supervisor."""
     found = Sessions(shared_supervisor, tmp_path)
     yield found
@@ -112,7 +115,7 @@ def sessions(shared_supervisor: EmbeddedSupervisor, tmp_path: Path) -> Iterator[
 
 
 @pytest.fixture
-def own_supervisor() -> Iterator[EmbeddedSupervisor]:
+def own_supervisor(background: object) -> Iterator[EmbeddedSupervisor]:
     """An embedded supervisor that a test may harm."""
     supervisor = EmbeddedSupervisor()
     yield supervisor
@@ -126,7 +129,7 @@ def own_sessions(own_supervisor: EmbeddedSupervisor, tmp_path: Path) -> Sessions
 
 
 @pytest.fixture
-def daemon() -> Iterator[Path]:
+def daemon(background: object) -> Iterator[Path]:
     """The socket of a running daemon in the test's home."""
     start_daemon()
     path = default_paths().socket

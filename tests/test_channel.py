@@ -133,6 +133,33 @@ async def test_many_frames_keep_their_order_in_the_smallest_pipe() -> None:
 
 @pytest.mark.parametrize("size", [SMALL_PIPE, None])
 @on_both_loops
+async def test_what_is_sent_soon_keeps_its_place(size: int | None) -> None:
+    async with pipes(size) as (one, other):
+        for n in range(0, 300, 3):
+            one.channel.send_soon({"kind": "delta", "n": n}, bytes(n))
+            one.channel.send_soon({"kind": "delta", "n": n + 1}, bytes(n))
+            one.channel.send({"kind": "event", "n": n + 2}, bytes(n))
+        one.channel.send_soon({"kind": "delta", "n": 300}, b"")
+        frames = await other.wait_frames(301)
+        assert [frame.header["n"] for frame in frames] == list(range(301))
+
+
+@pytest.mark.parametrize("is_flushed", [True, False])
+@on_both_loops
+async def test_what_is_sent_soon_goes_out_before_the_end(is_flushed: bool) -> None:
+    async with pipes() as (one, other):
+        one.channel.send_soon({"kind": "delta"}, b"last words")
+        if is_flushed:
+            await one.channel.flushed()
+            one.channel.abort(None)
+        else:
+            one.channel.close()
+        await other.wait(lambda: bool(other.ends))
+        assert [frame.body for frame in other.frames] == [b"last words"]
+
+
+@pytest.mark.parametrize("size", [SMALL_PIPE, None])
+@on_both_loops
 async def test_flushed_means_that_the_kernel_has_every_byte(size: int | None) -> None:
     async with pipes(size) as (one, other):
         for n in range(50):

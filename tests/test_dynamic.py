@@ -112,6 +112,20 @@ def test_children_that_are_restarting_are_keyed_by_their_old_pid(make: Any) -> N
 
 
 @BOTH
+def test_an_old_retry_is_not_taken_for_the_one_that_is_under_way(make: Any) -> None:
+    driver = make()
+    driver.modes["t"] = failing("flag")
+    old = loses_its_restart(driver, 1)
+    driver.queue.append(old)
+    driver.step()
+    driver.step()
+    assert driver.queue.pop() == Retry(1, old.number + 1)
+    driver.begin()
+    driver.give(old)
+    assert driver.effects == []
+
+
+@BOTH
 def test_an_exit_told_again_while_it_restarts_is_ignored(make: Any) -> None:
     driver = make()
     driver.modes["t"] = failing("flag")
@@ -248,6 +262,14 @@ def test_a_child_that_died_while_the_call_waited_is_a_dead_pid() -> None:
     assert driver.replies["t"] is None
 
 
+def test_a_child_that_was_terminated_while_the_call_waited_is_a_dead_pid() -> None:
+    driver = simple(1)
+    driver.deaf = {"t"}
+    driver.give(TerminateChildCall("first", ByPid(1)), TerminateChildCall("second", ByPid(1)))
+    driver.fire()
+    assert driver.replies["first"] is driver.replies["second"] is None
+
+
 def test_e06_all_share_one_deadline() -> None:
     driver = simple(3, shutdown=2)
     driver.deaf = {"t"}
@@ -358,8 +380,9 @@ def test_the_end_has_one_deadline_for_each_shutdown_time() -> None:
     ]
     assert driver.timers == {1: 1, 2: 2}
     driver.begin()
+    driver.die(2, "shutdown")
     driver.fire()
-    assert driver.trace() == [("kill", 0), ("kill", 2)]
+    assert driver.trace() == [("kill", 0)]
     driver.die(1, "shutdown")
     driver.die(4, "shutdown")
     assert driver.exit == "normal"

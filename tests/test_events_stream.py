@@ -89,12 +89,10 @@ def texts(items: Iterable[Item]) -> list[str]:
 
 
 def assert_whole(items: list[Item], session: Session, *, after: int = 0) -> None:
-    """The items hold each event of the log exactly once, in order and byte for byte."""
-    recorded = log(session.session_id)
-    expected = [event.line for event in recorded if event.seq > after]
-    got = [item.line for item in items if isinstance(item, Event)]
-    assert got == expected[: len(got)]
-    assert len(got) == len(expected)
+    """The items hold each event of the log, up to the last of them, exactly once, in order and byte for byte."""
+    got = [item for item in items if isinstance(item, Event)]
+    expected = [event.line for event in log(session.session_id) if after < event.seq <= got[-1].seq]
+    assert [item.line for item in got] == expected
 
 
 # --- one life ---------------------------------------------------------------------------------------------------------

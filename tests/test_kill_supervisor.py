@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from athena import Session
+from athena.client import ConnectionLost
 from athena.config import default_paths
 from athena.errors import NotFound, NotRunning, Unavailable
-from athena.supervisors import EmbeddedSupervisor, resolve, start_daemon, stop_supervisor
+from athena.recovery import Granted, Recovery
+from athena.supervisors import EmbeddedSupervisor, Target, resolve, start_daemon, stop_supervisor
 from tests.helpers import TIME_UNIT, wait_until
 from tests.session_fixtures import (
     Files,
@@ -297,6 +299,41 @@ def test_grants_of_one_message_are_presented_again_too(
     files.open("gate")
     assert result(answer).text == "done"
     assert files.lines("effects") == ["ran"]
+
+
+def test_grants_of_submitted_messages_are_presented_again_until_their_turns_have_ended(
+    own_sessions: Sessions, own_supervisor: EmbeddedSupervisor, files: Files
+) -> None:
+    effect = bash(f"echo ran >> {files.path('effects')}")
+    first = {**effect, "touch": files.path("asked"), "wait_for": files.path("gate")}
+    session = own_sessions.start([first, "one", effect, "two", effect, "three"])
+    turns = [session.submit("a", phase="trusted"), session.submit("b", phase="trusted"), session.submit("c")]
+    files.wait_lines("asked")
+    kill_pid(supervisor_pid(own_supervisor))
+    session.status()
+    files.wait_lines("asked", 2)
+    files.open("gate")
+    assert [turn.result(20 * TIME_UNIT).text for turn in turns] == ["one", "two", "three"]
+    assert files.lines("effects") == ["ran", "ran"]
+    assert '"phase"' not in (default_paths().sessions / f"{session.session_id}.jsonl").read_text()
+
+
+def test_a_second_loss_of_the_supervisor_long_after_the_first_is_waited_for_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Back(Target):
+        def answers(self) -> bool:
+            return True
+
+    monkeypatch.setattr("athena.recovery.RECONNECT_S", 0.0)
+    monkeypatch.setattr("athena.recovery.STEADY_S", -1.0)
+    recovery = Recovery(Back(Path("nowhere")), None, None, Granted())
+    for _ in range(3):
+        recovery.lost(ConnectionLost("gone"))
+        recovery.try_again()
+    recovery.lost(ConnectionLost("gone"))
+    with pytest.raises(Unavailable):  # but what does not come back is not waited for
+        recovery.lost(ConnectionLost("gone"))
 
 
 def test_several_sessions_and_callers_survive_the_embedded_supervisor(

@@ -296,6 +296,15 @@ def test_ids_are_told_apart_by_type() -> None:
     assert [name for name, pid in driver.which() if pid is None] == [True]
 
 
+def test_a_group_begins_at_the_child_itself_and_not_at_one_whose_id_equals_its_own() -> None:
+    driver = up(spec(1), spec(True), strategy="rest_for_one")
+    driver.terminate_child(1)
+    driver.begin()
+    driver.die(True)
+    assert driver.trace() == [("start", True)]
+    assert [(type(name), pid) for name, pid in driver.which()] == [(bool, 3), (int, None)]
+
+
 def test_which_child() -> None:
     driver = up(spec("c1", type="supervisor"), "c2")
     assert driver.call(WhichChildCall, "c1") == ChildInfo("c1", 1, "supervisor", ("agents.echo",))
@@ -764,14 +773,14 @@ def test_an_exit_of_a_stranger_or_of_a_former_life_is_ignored() -> None:
     assert driver.effects == []
 
 
-def test_an_exit_told_twice_counts_once() -> None:
-    driver = up("a", "b")
+def test_an_exit_told_twice_counts_once_with_its_first_reason() -> None:
+    driver = up("a", spec("b", restart="transient"))
     driver.modes["a"] = lambda: None
     driver.die("a")
-    exit_of_b = driver.end(2, "died")
-    driver.give(exit_of_b, exit_of_b)
+    driver.give(driver.end(2, "died"), Exited(2, "normal"))
     driver.finish()
     assert driver.node.restarts_in_window(driver.now) == 2
+    assert driver.counts() == [2, 2, 0, 2]
 
 
 def test_what_is_asked_while_it_is_busy_waits_in_order() -> None:

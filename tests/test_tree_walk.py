@@ -106,15 +106,13 @@ class Model:
         self.trace: list[tuple[str, Any]] = []
         self.replies: dict[Any, Any] = {}
         self.stamps: list[int] = []
-        self.dead: set[int] = set()  # exits in the order in which they were told
+        self.dead_when: dict[Any, set[int]] = {}  # who was dead in the world when it got this answer
         self.retries = 0
         self.exit: Any = ...
         self.now = 0.0
 
     def take(self, message: Any, now: float) -> None:
         self.now = now
-        if isinstance(message, Exited):
-            self.dead.add(message.pid)
         if self.exit is not ...:
             return
         match message:
@@ -294,16 +292,15 @@ class Model:
                 return self.row(entry)
             case GetChildSpecCall() if entry is not None:
                 return ("spec", entry.id)
-            case TerminateChildCall() if is_simple and self.is_dead(call.target):
+            case TerminateChildCall() if is_simple and self.is_dead(call):
                 return "ok"
-            case GetChildSpecCall() if is_simple and self.is_dead(call.target):
+            case GetChildSpecCall() if is_simple and self.is_dead(call):
                 return ("spec", "a")
             case _:
                 return ("refused", "not_found")
 
-    def is_dead(self, target: Any) -> bool:
-        """Whether the world will have said so by the time the node looks; see :meth:`Walk.settle`."""
-        return not target.is_alive or target.pid in self.dead
+    def is_dead(self, call: Any) -> bool:
+        return not call.target.is_alive or call.target.pid in self.dead_when[call.ref]
 
     def row(self, entry: Entry) -> Any:
         shown = entry.id if self.is_static else None
@@ -473,6 +470,7 @@ class Walk(RuleBasedStateMachine):
             assert answer.active == len(self.alive), "active is who lives"
             answer = ChildCounts(answer.specs, 0, answer.supervisors, answer.workers)
         self.replies[ref] = answer
+        self.model.dead_when[ref] = set(self.died)
 
     def settle(self) -> None:
         """At rest, the model goes over what has happened and must come to the same."""
