@@ -253,18 +253,12 @@ def monitor(target: str | int) -> Call[dict[str, Any]]:
     return Call("monitor", _target(target), b"", lambda f: dict(f.json()))
 
 
-def demonitor(reference: int) -> Call[bool]:
-    """Stop watching."""
-    return Call("demonitor", {}, dumps({"ref": reference}), lambda f: bool(f.json()["removed"]))
-
-
 def service(spec: dict[str, Any]) -> Call[dict[str, Any]]:
     """The endpoint of a shared program."""
     return Call("service", {}, dumps(spec), lambda f: dict(f.json()))
 
 
-# --- reading
-# -----------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def _target(target: str | int) -> Header:

@@ -189,8 +189,7 @@ def _daemon(path: Path) -> DaemonTarget:
     return _daemons.setdefault(path, DaemonTarget(path))
 
 
-# --- starting and stopping processes
-# ------------------------------------------------------------------------------------
+# --- starting and stopping processes ----------------------------------------------------------------------------------
 
 
 def start_daemon() -> dict[str, Any]:

@@ -81,7 +81,6 @@ OPERATIONS: dict[str, str] = {
     "subscribe": "Join after a cursor (`after`, `uuid`, `deltas`); the answer says where the stream begins",
     "unsubscribe": "Leave",
     "monitor": "Watch the process that runs a session now: one `down`, or at once the reason `noproc`",
-    "demonitor": "Stop watching `ref`",
     "stop": "End a session (`reason`, `timeout`); answered when nothing of it is left. Twice is a no-op",
     "service": "The address of a shared program, started if need be",
     "info": "What this supervisor is and how it does",

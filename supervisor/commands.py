@@ -186,14 +186,6 @@ async def _monitor(daemon: Daemon, connection: Connection, frame: Frame) -> None
     _answer(connection, frame, {"ref": reference, "pid": pid, "reason": None})
 
 
-async def _demonitor(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    reference = int((frame.json() or {}).get("ref") or 0)
-    keeper = connection.monitors.pop(reference, None)
-    if keeper is not None:
-        keeper.monitors.pop(reference, None)
-    _answer(connection, frame, {"removed": keeper is not None})
-
-
 async def _stop(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """Stop a session; the answer comes when nothing of it is left. Twice is a no-op."""
     given = frame.json() or {}
@@ -250,7 +242,6 @@ COMMANDS: dict[str, Callable[[Daemon, Connection, Frame], Awaitable[None]]] = {
     "subscribe": _subscribe,
     "unsubscribe": _unsubscribe,
     "monitor": _monitor,
-    "demonitor": _demonitor,
     "stop": _stop,
     "service": _service,
     "info": _info,

@@ -25,6 +25,7 @@ from athena.errors import (
     StartError,
     StoreError,
 )
+from athena.supervisors import EmbeddedSupervisor
 from athena.testing import FakeOllama, FakeOpenAI
 from tests.helpers import TIME_UNIT, wait_until
 from tests.session_fixtures import (
@@ -188,6 +189,25 @@ def test_an_interrupted_bash_is_reported_in_doubt_and_not_run_again(
     assert [e.data["status"] for e in log(session.session_id) if e.event == "tool_result"] == ["in_doubt"]
     assert all(is_gone(pid) for pid in tools)
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in tools))
+
+
+def test_the_plain_launchers_children_survive_a_kill_as_well(
+    monkeypatch: pytest.MonkeyPatch, files: Files, background: Background
+) -> None:
+    monkeypatch.setenv("ATHENA_LAUNCHER", "plain")
+    supervisor = EmbeddedSupervisor()
+    try:
+        command = stubborn(files, then=f"echo ran >> {files.path('effects')}; sleep 1000")
+        session = Sessions(supervisor, files.root).start([bash(command), "checked"], phase="trusted")
+        answer = background(lambda: session.send_message("go"))
+        files.wait_lines("effects")
+        tools = [int(pid) for pid in files.wait_lines("pids", 3)]
+        kill(session)
+        assert result(answer).text == "checked"
+        assert files.lines("effects") == ["ran"]
+        assert all(is_gone(pid) for pid in tools)
+    finally:
+        supervisor.stop()
 
 
 def test_nothing_of_the_old_tree_lives_when_the_next_incarnation_begins(
