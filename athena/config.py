@@ -46,6 +46,12 @@ class Paths:
         """Where the daemon listens."""
         return socket_path(self.runtime / "athena.sock")
 
+    def make(self) -> None:
+        """Make the directories. Raises as :func:`private_dir`."""
+        private_dir(self.state, tighten=False)  # it may be a directory that the user has for more than this
+        private_dir(self.runtime)
+        private_dir(self.logs)
+
 
 def default_paths(env: Mapping[str, str] = os.environ) -> Paths:
     """Paths from ``ATHENA_HOME``, else the XDG directories, else ``~/.local/state/athena``."""
@@ -72,9 +78,11 @@ def socket_path(wanted: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"athena-{os.getuid()}" / f"{digest}.sock"
 
 
-def private_dir(path: Path) -> Path:
-    """Make ``path`` a directory of ours with mode 0700. Raises :class:`StoreError` or, if another user owns it,
-    :class:`Refused`."""
+def private_dir(path: Path, *, tighten: bool = True) -> Path:
+    """Make ``path`` a directory of ours with mode 0700; one that is there keeps its mode unless ``tighten``.
+
+    Raises :class:`StoreError` or, if another user owns it, :class:`Refused`.
+    """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = path.lstat()
@@ -86,6 +94,6 @@ def private_dir(path: Path) -> Path:
         raise Refused(
             f"{str(path)!r} is not a directory of this user (uid {os.geteuid()}); remove it or set ATHENA_HOME"
         )
-    if stat.S_IMODE(info.st_mode) != 0o700:
+    if tighten and stat.S_IMODE(info.st_mode) != 0o700:
         path.chmod(0o700)
     return path

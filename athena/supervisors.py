@@ -205,8 +205,7 @@ def launch_supervisor(paths: Paths, socket: Path, mode: str, *, owner: int | Non
     Raises what the supervisor says is wrong, or :class:`Unavailable`.
     """
     check_import_name()
-    for directory in (paths.state, paths.runtime, paths.logs):
-        private_dir(directory)
+    paths.make()
     ready_read, ready_write = os.pipe()
     try:
         with open(paths.logs / f"{mode}.out", "ab", opener=_private) as output:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -110,13 +111,18 @@ class Server:
 
     async def start(self) -> None:
         """Listen at the path, mode 0600. Raises :class:`Refused` if something else answers or lies there."""
-        private_dir(self.path.parent)
+        make_socket_dir(self.path.parent)
         self._clear_stale()
+        # Bound under another name and put in place when it listens: nobody, the guard of a supervisor before us
+        # included, finds a socket at the path that looks dead.
+        staging = self.path.with_name(f".{os.getpid()}")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         before = os.umask(0o177)
         try:
-            listener.bind(str(self.path))
+            staging.unlink(missing_ok=True)
+            listener.bind(str(staging))
         except OSError as error:
+            listener.close()
             raise StoreError(
                 f"cannot listen at {str(self.path)!r}: {error.strerror}; set ATHENA_SOCKET or ATHENA_HOME"
             ) from None
@@ -124,6 +130,7 @@ class Server:
             os.umask(before)
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_unix_server(self._connected, sock=listener, backlog=1024)
+        staging.rename(self.path)
 
     def _clear_stale(self) -> None:
         """Remove a dead supervisor's socket; never a live one's, and nothing that is no socket of ours."""
@@ -185,6 +192,17 @@ class Server:
         self.stop_listening()
         for connection in list(self.connections):
             connection.channel.close()
+
+
+def make_socket_dir(path: Path) -> None:
+    """A private directory for the socket, or the one that is there, if others cannot put another socket in its
+    place."""
+    if not path.exists():
+        private_dir(path)
+        return
+    mode = path.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise Refused(f"{str(path)!r} can be written by everybody: no safe place for a socket; set ATHENA_SOCKET")
 
 
 def _peer(sock: Any) -> tuple[int, int]:

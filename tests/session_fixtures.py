@@ -103,20 +103,27 @@ class Sessions:
             session.stop()
 
 
-# Those below ask for `background` so that it ends after them: what waits for a session is answered by its end.
+def _begin_background(request: pytest.FixtureRequest) -> None:
+    """Have the test's threads, if it uses any, end after the fixture that asks: they are answered by its end."""
+    if "background" in request.fixturenames:
+        request.getfixturevalue("background")
 
 
 @pytest.fixture
-def sessions(shared_supervisor: EmbeddedSupervisor, tmp_path: Path, background: object) -> Iterator[Sessions]:
+def sessions(
+    shared_supervisor: EmbeddedSupervisor, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Sessions]:
     """Sessions below the file's supervisor."""
+    _begin_background(request)
     found = Sessions(shared_supervisor, tmp_path)
     yield found
     found.stop_all()
 
 
 @pytest.fixture
-def own_supervisor(background: object) -> Iterator[EmbeddedSupervisor]:
+def own_supervisor(request: pytest.FixtureRequest) -> Iterator[EmbeddedSupervisor]:
     """An embedded supervisor that a test may harm."""
+    _begin_background(request)
     supervisor = EmbeddedSupervisor()
     yield supervisor
     supervisor.stop()
@@ -129,8 +136,9 @@ def own_sessions(own_supervisor: EmbeddedSupervisor, tmp_path: Path) -> Sessions
 
 
 @pytest.fixture
-def daemon(background: object) -> Iterator[Path]:
+def daemon(request: pytest.FixtureRequest) -> Iterator[Path]:
     """The socket of a running daemon in the test's home."""
+    _begin_background(request)
     start_daemon()
     path = default_paths().socket
     yield path

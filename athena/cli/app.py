@@ -30,6 +30,18 @@ Keep = Annotated[bool, typer.Option("--keep", help="Let the session live on with
 Stream = Annotated[
     bool | None, typer.Option("--stream/--no-stream", help="Show the answer as it comes. Default: on a terminal.")
 ]
+Child = Annotated[str, typer.Argument(metavar="CHILD", help="Id; a pid where children have none.", show_default=False)]
+
+
+def _complete_supervisors(incomplete: str) -> list[str]:
+    from athena.cli.tree import complete_supervisors
+
+    return complete_supervisors(incomplete)
+
+
+Supervised = Annotated[
+    str, typer.Option("--supervisor", help="Name of its supervisor.", autocompletion=_complete_supervisors)
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -200,3 +212,35 @@ def attach(target: Live, json: Json = False) -> int:
     from athena.cli import inspection
 
     return inspection.watch(target, as_json=json)
+
+
+@app.command()
+def tree(json: Json = False) -> int:
+    """Show the supervision trees: states, pids, restarts and reasons."""
+    from athena.cli.tree import tree
+
+    return tree(as_json=json)
+
+
+@app.command()
+def restart(child: Child, supervisor: Supervised, json: Json = False) -> int:
+    """Start a child that does not run."""
+    from athena.cli.tree import act
+
+    return act("restart", child, supervisor, as_json=json)
+
+
+@app.command()
+def terminate(child: Child, supervisor: Supervised, json: Json = False) -> int:
+    """End a child of a supervisor. It stays down until it is asked for."""
+    from athena.cli.tree import act
+
+    return act("terminate", child, supervisor, as_json=json)
+
+
+@app.command()
+def delete(child: Child, supervisor: Supervised, json: Json = False) -> int:
+    """Make a supervisor forget a child that does not run."""
+    from athena.cli.tree import act
+
+    return act("delete", child, supervisor, as_json=json)

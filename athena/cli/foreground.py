@@ -10,7 +10,7 @@ import sys
 from typing import Any, NoReturn
 
 from athena.cli.output import encode, one_line
-from athena.config import default_paths, default_socket, private_dir
+from athena.config import default_paths, default_socket
 from athena.environment import scrubbed_environment
 from athena.errors import from_wire
 from athena.supervisors import check_import_name, foreground_command
@@ -20,8 +20,7 @@ def become_guard(*, as_json: bool) -> NoReturn:
     """Exec the guard of the daemon. Returns never; raises what can be told to be wrong before."""
     check_import_name()
     paths, path = default_paths(), default_socket()
-    for directory in (paths.state, paths.runtime, paths.logs):
-        private_dir(directory)
+    paths.make()
     ready_read, ready_write = os.pipe()
     _announce(ready_read, ready_write, as_json=as_json)
     os.close(ready_read)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import orjson
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 WIDE = 10_000
 """Columns of what is no terminal: a table for a file or a pipe is never cut."""
@@ -70,6 +70,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for row in rows:
         grid.add_row(*(Text(printable("" if cell is None else str(cell), sys.stdout)) for cell in row))
     _console("stdout").print(grid, highlight=False)
+
+
+def show(renderable: RenderableType) -> None:
+    """Something of rich's on stdout; its text must be :func:`printable`."""
+    _console("stdout").print(renderable, highlight=False)
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> None:
