@@ -159,7 +159,8 @@ def delta_map(delta: StreamDelta) -> dict[str, Any]:
 
 def summary(result: Result) -> None:
     """How a turn ended, in one line on stderr."""
-    parts = [result.finish_reason if result.ok else f"{result.finish_reason} ({result.category})"]
+    says_all = result.ok or result.finish_reason == result.category
+    parts = [result.finish_reason if says_all else f"{result.finish_reason} ({result.category})"]
     if result.error is not None:
         parts[0] += f": {result.error.get('message')}"
     elif not result.ok and result.halted_reason:
