@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from athena.async_session import AsyncSession as AsyncSession
     from athena.async_session import AsyncTurn as AsyncTurn
+    from athena.async_trees import AsyncDynamicSupervisor as AsyncDynamicSupervisor
+    from athena.async_trees import AsyncSupervisor as AsyncSupervisor
+    from athena.child_specs import ChildSpec as ChildSpec
     from athena.errors import AthenaError as AthenaError
     from athena.events import Cursor as Cursor
     from athena.events import Event as Event
@@ -32,20 +35,35 @@ if TYPE_CHECKING:
     from athena.session import Turn as Turn
     from athena.subscriber import StreamDelta as StreamDelta
     from athena.supervisors import EmbeddedSupervisor as EmbeddedSupervisor
+    from athena.tree_calls import ChildCounts as ChildCounts
+    from athena.tree_calls import ChildInfo as ChildInfo
+    from athena.tree_calls import Ignored as Ignored
+    from athena.tree_calls import Started as Started
+    from athena.trees import DynamicSupervisor as DynamicSupervisor
+    from athena.trees import Supervisor as Supervisor
 
 _PUBLIC = {
+    "AsyncDynamicSupervisor": "athena.async_trees",
     "AsyncSession": "athena.async_session",
+    "AsyncSupervisor": "athena.async_trees",
     "AsyncTurn": "athena.async_session",
     "AthenaError": "athena.errors",
+    "ChildCounts": "athena.tree_calls",
+    "ChildInfo": "athena.tree_calls",
+    "ChildSpec": "athena.child_specs",
     "Cursor": "athena.events",
     "Down": "athena.monitor",
+    "DynamicSupervisor": "athena.trees",
     "EmbeddedSupervisor": "athena.supervisors",
     "Event": "athena.events",
+    "Ignored": "athena.tree_calls",
     "Message": "athena.messages",
     "Pid": "athena.pid",
     "Result": "athena.loop.result",
     "Session": "athena.session",
+    "Started": "athena.tree_calls",
     "StreamDelta": "athena.subscriber",
+    "Supervisor": "athena.trees",
     "ToolCall": "athena.messages",
     "ToolResult": "athena.messages",
     "Turn": "athena.session",

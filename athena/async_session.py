@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from athena import session_calls as calls
+from athena.child_specs import session_spec
 from athena.client import AsyncConnection, ConnectionLost, call_timeout
 from athena.errors import (
     AthenaError,
@@ -77,21 +78,26 @@ class AsyncSession:
     ) -> AsyncSession:
         checked = calls.start_options(options, link=link)
         target = await asyncio.to_thread(resolve, supervisor)
-        identity = await _perform(target, calls.start(checked), start_limit_s(options))
+        identity = await perform(target, calls.start(checked), start_limit_s(options))
         return cls(target, identity, checked)
+
+    @staticmethod
+    def child_spec(**options: Any) -> dict[str, Any]:
+        """The specification of a session as a child of a supervisor."""
+        return session_spec(options)
 
     @classmethod
     async def attach(cls, target: str | int | Pid, *, supervisor: str | Path | Target | None = None) -> AsyncSession:
         """A handle on a live session by name, id or pid."""
         at = await asyncio.to_thread(lambda: resolve(supervisor, create=False))
-        return cls(at, await _perform(at, calls.attach(target), ANSWER_S))
+        return cls(at, await perform(at, calls.attach(target), ANSWER_S))
 
     @staticmethod
     async def whereis(name: str, *, supervisor: str | Path | Target | None = None) -> Pid | None:
         """The pid of the session with this name or id, or ``None``."""
         at = await asyncio.to_thread(lambda: resolve(supervisor, create=False))
         try:
-            return await _perform(at, calls.whereis(name), ANSWER_S)
+            return await perform(at, calls.whereis(name), ANSWER_S)
         except NotRunning:
             return None
 
@@ -100,7 +106,7 @@ class AsyncSession:
         """Rows of live, failed and stored sessions."""
         at = await asyncio.to_thread(lambda: resolve(supervisor, create=False))
         try:
-            return await _perform(at, calls.list_sessions(), ANSWER_S)
+            return await perform(at, calls.list_sessions(), ANSWER_S)
         except NotRunning:
             return await asyncio.to_thread(stored_rows)
 
@@ -207,7 +213,7 @@ class AsyncSession:
     async def stop(self, reason: Reason = "normal", timeout: float | None = None) -> None:
         """Stop the session. Twice is a no-op."""
         try:
-            await _perform(self._target, calls.stop(self.session_id, reason, timeout), None)
+            await perform(self._target, calls.stop(self.session_id, reason, timeout), None)
         except (ConnectionLost, NotRunning):
             pass  # the supervisor is gone, and with it the process
 
@@ -239,7 +245,7 @@ class AsyncSession:
         while True:
             left_s = None if deadline is None else max(0.001, deadline - loop.time())
             try:
-                answer = await _perform(self._target, call, left_s)
+                answer = await perform(self._target, call, left_s)
             except (ConnectionLost, NotRunning) as error:
                 recovery.lost(error)
                 if deadline is not None and loop.time() >= deadline:
@@ -480,7 +486,8 @@ async def _connection(target: Target) -> AsyncConnection:
     return found
 
 
-async def _perform(target: Target, call: Call[T], timeout: float | None) -> T:
+async def perform(target: Target, call: Call[T], timeout: float | None) -> T:
+    """One call, once, on this event loop's connection. Raises as :func:`athena.recovery.perform`."""
     connection = await _connection(target)
     try:
         frame = await connection.call(call.op, call.header, call.body, timeout)

@@ -87,6 +87,26 @@ class AlreadyStarted(AthenaError):
     """A live process has this name or session id. Field: ``pid``."""
 
 
+class AlreadyPresent(AthenaError):
+    """The supervisor has a child of this id that does not run: restart it, or delete it."""
+
+
+class MaxChildren(AthenaError):
+    """The dynamic supervisor has as many children as it takes."""
+
+
+class Running(AthenaError):
+    """The child runs: terminate it first."""
+
+
+class Restarting(AthenaError):
+    """The child is being restarted now: terminate it to end that."""
+
+
+class ProcessExited(AthenaError):
+    """The process ended before it answered. Field: ``reason``."""
+
+
 class StartError(AthenaError):
     """A process could not be started. Field: ``reason``."""
 

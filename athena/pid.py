@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+LOGICAL = 2**32
+"""Added to the serial of what is no OS process, a supervisor of a tree: no system call takes so large a pid, so that
+``os.kill`` with it fails and hits nobody."""
+
 
 class Pid(int):
-    """The OS pid of one incarnation of a session's child, as an ``int`` that also carries its supervisor and serial.
+    """The OS pid of one incarnation of a supervised process, as an ``int`` that also carries its supervisor and serial.
 
-    Athena's calls compare the serial, so a number that the kernel has used again never reaches another process.
+    Athena's calls compare the serial, so a number that the kernel has used again never reaches another process. The
+    pid of a supervisor in a tree is logical: it has a serial, and a number that is no process's.
     """
 
     supervisor: str | None
@@ -20,8 +25,13 @@ class Pid(int):
         self.supervisor = supervisor
         return self
 
+    @property
+    def is_logical(self) -> bool:
+        """Whether it is a supervisor's, and no OS process."""
+        return int(self) > LOGICAL
+
     def __repr__(self) -> str:
-        return f"Pid({int(self)}, serial={self.serial})"
+        return f"Pid(serial={self.serial})" if self.is_logical else f"Pid({int(self)}, serial={self.serial})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Pid, (int(self), self.serial, self.supervisor))
@@ -29,4 +39,11 @@ class Pid(int):
     @staticmethod
     def from_map(value: dict[str, Any] | None) -> Pid | None:
         """The pid in its wire form, or ``None``."""
-        return None if value is None else Pid(value["pid"], value.get("serial"), value.get("supervisor"))
+        if value is None:
+            return None
+        number = LOGICAL + value["serial"] if value["pid"] is None else value["pid"]
+        return Pid(number, value.get("serial"), value.get("supervisor"))
+
+    def to_map(self) -> dict[str, Any]:
+        """The wire form."""
+        return {"pid": None if self.is_logical else int(self), "serial": self.serial, "supervisor": self.supervisor}

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from athena import session_calls as calls
+from athena.child_specs import session_spec
 from athena.client import ConnectionLost, SyncConnection, call_timeout
 from athena.errors import (
     AthenaError,
@@ -79,6 +80,15 @@ class Session:
         target = resolve(supervisor)
         identity = perform(target, calls.start(checked), start_limit_s(options))
         return cls(target, identity, checked)
+
+    @staticmethod
+    def child_spec(**options: Any) -> dict[str, Any]:
+        """The specification of a session as a child of an :class:`~athena.Supervisor`, which decides its restarts.
+
+        ``options`` as for :meth:`start_link`, without ``max_restarts``, ``max_seconds`` and ``messages``. Attach to it
+        by its ``name`` or ``session_id``. Raises :class:`~athena.errors.InvalidOption`.
+        """
+        return session_spec(options)
 
     @classmethod
     def attach(cls, target: str | int | Pid, *, supervisor: str | Path | Target | None = None) -> Session:

@@ -92,7 +92,7 @@ def start_options(given: dict[str, Any], *, link: bool) -> StartOptions:
         "options": {k: v for k, v in options.items() if k not in ("env", "python_path")},
         "env": options.get("env") if options.get("env") is not None else dict(os.environ),
         "cwd": os.getcwd(),  # where neither these options nor the log of a continued session say so
-        "python_path": options.get("python_path") or _import_path(),
+        "python_path": options.get("python_path") or import_path(),
         "store": store,
         "store_options": clean_json(store_options),
         "root": root if store == "jsonl" else session.get("root"),
@@ -129,7 +129,7 @@ def _encodable(init: dict[str, Any]) -> dict[str, Any]:
     return init
 
 
-def _import_path() -> list[str]:
+def import_path() -> list[str]:
     """Where the caller imports its own code from: its directory and what is on its path outside the installation."""
     prefixes = tuple({os.path.realpath(p) for p in (sys.prefix, sys.base_prefix)})
     found = [os.getcwd()]

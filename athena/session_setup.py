@@ -69,7 +69,8 @@ async def build_session(header: Header, init: dict[str, Any], host: Host) -> Ses
         for event in log.read():
             state.apply(event)
         if state.events:
-            _refuse_seed(session_id, state, init["options"])
+            if header.get("incarnation", 1) == 1:  # a later life finds its own seed there
+                _refuse_seed(session_id, state, init["options"])
             ready = await _equip(state.options, init, host)
         assert ready is not None, "a log without an event is a new session's"
         return _assemble(session_id, state, log, init, host, ready)

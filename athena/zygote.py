@@ -4,7 +4,7 @@ It is exec'd by the supervisor as ``python -P -m athena.zygote --fd N`` with a s
 what a child needs and nothing of the user's, has rehearsed a turn, and then serves its
 control socket (``SOCK_SEQPACKET``), one request a packet:
 
-    request  {"id", "cookie", "cwd"}             + descriptors: child's read end, child's write end, log
+    request  {"id", "cookie", "cwd", "entry"}    + descriptors: child's read end, child's write end, log
     reply    {"id", "pid", "start_time"}         + descriptor: pidfd
           or {"id", "error"}
 
@@ -43,6 +43,7 @@ PRELOAD = (
     "httpx",
     "httpx_sse",
     "athena.child",
+    "athena.function_child",
     "athena.runner",
     "athena.channel",
     "athena.permissions",
@@ -77,8 +78,7 @@ def main() -> NoReturn:
     control = socket.socket(fileno=options.fd)
     control.set_inheritable(False)
     preload(PRELOAD if options.preload is None else [name for name in options.preload.split(",") if name])
-    module, _, function = options.entry.partition(":")
-    entry: Entry = getattr(importlib.import_module(module), function)
+    entry = load_entry(options.entry)
     settle()
     control.send(json.dumps({"ready": os.getpid(), "athena": os.path.dirname(os.path.abspath(__file__))}).encode())
     Server(control, entry).serve()
@@ -122,6 +122,13 @@ def settle() -> None:
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # they are TextIOWrapper here
     gc.collect()
     gc.freeze()  # a collection in a child would otherwise write to, and so copy, every page that holds objects
+
+
+def load_entry(name: str) -> Entry:
+    """What ``module:function`` names."""
+    module, _, function = name.partition(":")
+    entry: Entry = getattr(importlib.import_module(module), function)
+    return entry
 
 
 def check_threads() -> None:
@@ -210,7 +217,8 @@ class Server:
             proctree.become_subreaper()
             read_fd, write_fd = _arrange_descriptors(*fds)
             os.chdir(str(request.get("cwd") or "/"))
-            self._entry(read_fd, write_fd)
+            entry = load_entry(str(request["entry"])) if request.get("entry") else self._entry
+            entry(read_fd, write_fd)
             code = 0
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)

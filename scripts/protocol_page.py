@@ -20,7 +20,8 @@ PAGE = ROOT / "docs" / "protocol.md"
 
 SPEAKERS = ("athena/async_session.py", "athena/channel.py", "athena/child.py", "athena/client.py", "athena/session.py",
             "athena/subscriber.py", "athena/wire.py", "supervisor/calls.py", "supervisor/commands.py",
-            "supervisor/hub.py", "supervisor/keeper.py", "supervisor/server.py")  # fmt: skip
+            "supervisor/hub.py", "supervisor/keeper.py", "supervisor/server.py",
+            "supervisor/tree_process.py", "athena/function_child.py")  # fmt: skip
 """The files that make or read frames."""
 
 FRAMES: dict[str, tuple[str, str]] = {
@@ -32,7 +33,7 @@ FRAMES: dict[str, tuple[str, str]] = {
     "request": (
         "client to supervisor to child; child to supervisor",
         "`id`, `op`, and what the operation needs to be "
-        "routed: `session`, `serial`, `message_id`, `turn`, `spec`. Without an `id` nobody wants an answer",
+        "routed: `session`, `tree`, `serial`, `message_id`, `turn`, `spec`. Without an `id` nobody wants an answer",
     ),
     "reply": (
         "back",
@@ -41,15 +42,20 @@ FRAMES: dict[str, tuple[str, str]] = {
     ),
     "init": (
         "supervisor to child, once",
-        "`session`, `incarnation`, why the last life ended (`reason`), whether that "
+        "to a function's process `function`, and the body is its arguments and environment; to a session's `session`, "
+        "`incarnation`, why the last life ended (`reason`), whether that "
         "death counts against the open turn (`counted`), a turn to `interrupt`, how many events (`preload`) and "
         "messages (`follow`) come right behind. The body is the start request as the client sent it",
     ),
     "ready": (
         "child to supervisor",
-        "`seq` of the last event, `damage` found in the log, and the position: `turn`, `message_id`, `queue`",
+        "from a session `seq` of the last event, `damage` found in the log, and the position: `turn`, `message_id`, "
+        "`queue`",
     ),
-    "init_error": ("child to supervisor", "the body is the error that `start` is answered with"),
+    "init_error": (
+        "child to supervisor",
+        "the body is the error that `start` is answered with; from a function's process `reason`",
+    ),
     "event": (
         "child to supervisor to subscribers",
         "`session`, `seq`, `uuid`, `event` and the position; the body is the log's line, byte for byte",
@@ -85,6 +91,19 @@ OPERATIONS: dict[str, str] = {
     "service": "The address of a shared program, started if need be",
     "info": "What this supervisor is and how it does",
     "shutdown": "End the supervisor with everything below it",
+    "tree_start": "Start a supervision tree (`kind`, `flags`, `children`, `name`, `link`, `caller`); answered when all "
+    "of it has started",
+    "tree_attach": "The supervisor that `tree` in the header names: a name, or a pid",
+    "tree_stop": "End a supervisor (`reason`) with its children; answered when nothing of it is left",
+    "trees": "Every tree as it is now, without asking its supervisors",
+    "start_child": "Start one more child (`spec`)",
+    "terminate_child": "End a child (`id` or `pid`)",
+    "restart_child": "Start a child that does not run",
+    "delete_child": "Forget a child that does not run",
+    "get_childspec": "A child's specification, every default filled in",
+    "which_child": "One child",
+    "which_children": "All children, the newest first",
+    "count_children": "How many: `specs`, `active`, `supervisors`, `workers`",
     "send": "A message (`message_id`, `text`, `wait`, `options`): its acceptance, or with `wait` its turn's result",
     "result": "Wait for the result of a `message_id`",
     "cancel": "Take a queued message back",

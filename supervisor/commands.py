@@ -9,21 +9,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from athena.config import PRODUCT
-from athena.errors import InvalidOption, NoProcess, NotFound, ProtocolError
-from athena.events import check_session_id, new_session_id
+from athena.errors import NoProcess, NotFound, ProtocolError
 from athena.stores.jsonl import JsonlStore
 from athena.wire import Frame, dumps
 from supervisor.calls import reply
 from supervisor.keeper import Keeper, SessionRequest
 from supervisor.server import Connection
 from supervisor.services import ServiceSpec
-from supervisor.spec import SessionSpec
+from supervisor.tree_commands import TREE_COMMANDS
 from supervisor.vocabulary import State
 
 if TYPE_CHECKING:
@@ -65,39 +63,11 @@ def _identity(keeper: Keeper) -> dict[str, Any]:
 
 async def _start(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """Start a session; the answer comes when it is ready."""
-    keeper = Keeper(session_request(daemon, frame), daemon)
+    request = SessionRequest.from_map(frame.header.get("spec") or {}, frame.body, daemon.paths.sessions)
+    keeper = Keeper(request, daemon)
     link = connection.pid if keeper.request.link and daemon.mode == "daemon" else None
     await daemon.start_session(keeper, link)
     _answer(connection, frame, _identity(keeper))
-
-
-def session_request(daemon: Daemon, frame: Frame) -> SessionRequest:
-    """The start request in a frame's ``spec`` header. Raises what is wrong with it."""
-    given = frame.header.get("spec") or {}
-    session_id = check_session_id(given.get("session_id") or new_session_id())
-    name = given.get("name")
-    if name is not None and (not isinstance(name, str) or not name or len(name) > 255 or "\n" in name):
-        raise InvalidOption(
-            f"name {name!r} is not legal: 1 to 255 characters on one line",
-            option="name",
-            value=repr(name),
-            expected="a string",
-        )
-    store = given.get("store") or "jsonl"
-    root = given.get("root") or str(daemon.paths.sessions)
-    if store == "jsonl" and not Path(root).is_absolute():
-        raise InvalidOption(
-            f"root {root!r} must be absolute", option="root", value=repr(root), expected="an absolute path"
-        )
-    return SessionRequest(
-        session_id=session_id,
-        name=name,
-        spec=SessionSpec.from_options(given),
-        store=store,
-        root=root if store == "jsonl" else None,
-        init=frame.body,
-        link=bool(given.get("link")),
-    )
 
 
 async def _attach(daemon: Daemon, connection: Connection, frame: Frame) -> None:
@@ -246,4 +216,5 @@ COMMANDS: dict[str, Callable[[Daemon, Connection, Frame], Awaitable[None]]] = {
     "service": _service,
     "info": _info,
     "shutdown": _shutdown,
+    **TREE_COMMANDS,
 }

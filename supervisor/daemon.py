@@ -21,13 +21,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from athena import proctree
-from athena.config import Paths, private_dir
-from athena.errors import AthenaError, Refused, to_wire
+from athena.config import Paths
+from athena.errors import AlreadyStarted, AthenaError, Reason, Refused, to_wire
 from athena.wire import Frame, dumps
 from supervisor import commands
+from supervisor.forest import Forest
 from supervisor.guard import watch_guard
 from supervisor.keeper import Keeper
 from supervisor.launcher import Launcher, PlainLauncher
@@ -37,6 +38,7 @@ from supervisor.reaper import Reaper
 from supervisor.registry import Registry
 from supervisor.server import Connection, Server
 from supervisor.services import Services, ServiceSpec
+from supervisor.tree_session import TreeKeeper
 from supervisor.vocabulary import State
 from supervisor.zygote_launcher import ZygoteLauncher
 
@@ -64,6 +66,7 @@ class Daemon:
             PlainLauncher(self.table) if plain else ZygoteLauncher(self.table, log_path=paths.logs / "zygote.log")
         )
         self.services = Services(self.launcher, paths.logs, self.new_cookie)
+        self.forest = Forest(self, self.unlink)
         self.server = Server(
             socket_path,
             supervisor_id=self.supervisor_id,
@@ -77,7 +80,12 @@ class Daemon:
         self._stopping: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    # --- what keepers and commands need
+    # --- what keepers, trees and commands need
+
+    @property
+    def sessions(self) -> Path:
+        """The default root of event logs."""
+        return self.paths.sessions
 
     def next_serial(self) -> int:
         """A number no other incarnation under this supervisor ever had."""
@@ -110,15 +118,21 @@ class Daemon:
         for old in {self.registry.by_id.get(keeper.session_id), self.registry.by_name.get(keeper.name or "")}:
             if old is not None and old.core.state is State.FAILED and old.session_id == keeper.session_id:
                 await old.stop()
+        if keeper.name in self.forest.names or keeper.session_id in self.forest.names:
+            taken = self.forest.names.get(keeper.name or "") or self.forest.names[keeper.session_id]
+            raise AlreadyStarted(f"a supervisor is called {taken.name!r}", pid=taken.pid_value())
         self.registry.add(keeper)
-        if link is not None:
-            self._link(keeper, link)
+        self.link(keeper, link)
         await keeper.start()
 
     def removed(self, keeper: Keeper) -> None:
         """A session is gone."""
-        for owner in self._links.values():
-            owner.keepers.discard(keeper)
+        self.unlink(keeper)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether nothing new may be started."""
+        return self._stopping.done()
 
     def stop(self, why: str) -> None:
         """Stop in order. Safe to call more than once."""
@@ -128,15 +142,23 @@ class Daemon:
 
     # --- links to client processes
 
-    def _link(self, keeper: Keeper, pid: int) -> None:
+    def link(self, linked: Linked, pid: int | None) -> None:
+        """End ``linked`` when the process ``pid`` goes away; nothing for ``None``."""
+        if pid is None:
+            return
         owner = self._links.get(pid)
         if owner is None:
             owner = self._links[pid] = _Owner(pid, lambda: self._owner_gone(pid))
-        owner.keepers.add(keeper)
+        owner.linked.add(linked)
+
+    def unlink(self, linked: Linked) -> None:
+        """It has ended."""
+        for owner in self._links.values():
+            owner.linked.discard(linked)
 
     def _owner_gone(self, pid: int) -> None:
-        for keeper in list(self._links.pop(pid).keepers):
-            self._track(keeper.stop("shutdown"))
+        for linked in list(self._links.pop(pid).linked):
+            self._track(linked.stop("shutdown"))
 
     def _connection_closed(self, connection: Connection) -> None:
         for keeper in self.registry.by_id.values():
@@ -172,10 +194,12 @@ class Daemon:
         self.server.stop_listening()
         try:
             async with asyncio.timeout(STOP_LIMIT_S):
-                await asyncio.gather(*(k.stop("shutdown") for k in list(self.registry.by_id.values())))
+                keepers = [one for one in self.registry.by_id.values() if not isinstance(one, TreeKeeper)]
+                sessions = [keeper.stop("shutdown") for keeper in keepers]
+                await asyncio.gather(self.forest.stop(), *sessions)
                 await self.services.stop()
         except TimeoutError:
-            logger.error("some sessions did not stop in %s s; the guard kills them", STOP_LIMIT_S)
+            logger.error("some sessions or trees did not stop in %s s; the guard kills them", STOP_LIMIT_S)
         self.server.close()
         try:
             async with asyncio.timeout(STOP_LIMIT_S):
@@ -194,11 +218,17 @@ class Daemon:
             logger.error("a task failed", exc_info=task.exception())
 
 
+class Linked(Protocol):
+    """What can be linked to a client process: a session, a tree."""
+
+    async def stop(self, reason: Reason = ...) -> None: ...
+
+
 class _Owner:
     """A client process, watched by its pidfd: its end is known however it ends."""
 
     def __init__(self, pid: int, on_gone: Callable[[], None]) -> None:
-        self.keepers: set[Keeper] = set()
+        self.linked: set[Linked] = set()
         loop = asyncio.get_running_loop()
         try:
             pidfd = os.pidfd_open(pid)
@@ -230,8 +260,7 @@ def main(argv: list[str] | None = None) -> None:
     say = _ReadyLine(given.ready_fd)
     try:
         paths = Paths(given.state, given.runtime)
-        for directory in (paths.state, paths.runtime, paths.logs):
-            private_dir(directory)
+        paths.make()
         lock = _lock(paths) if given.mode == "daemon" else None
         name = "supervisor.log" if given.mode == "daemon" else "embedded.log"
         _log_to(paths.logs / name, also_stderr=given.log_stderr)

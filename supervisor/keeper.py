@@ -10,7 +10,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from athena import events
 from athena.channel import Channel, open_pipes
 from athena.errors import (
     AthenaError,
+    InvalidOption,
     Reason,
     SessionFailed,
     SessionStopped,
@@ -28,7 +29,7 @@ from athena.errors import (
     UnsupportedStore,
     from_wire,
 )
-from athena.events import Event
+from athena.events import Event, check_session_id, new_session_id
 from athena.proctree import send_signal
 from athena.stores.jsonl import JsonlStore
 from athena.wire import Frame, Header
@@ -66,6 +67,9 @@ class Supervision(Protocol):
     logs: Path
     supervisor_id: str
 
+    @property
+    def sessions(self) -> Path: ...
+
     def next_serial(self) -> int: ...
 
     def new_cookie(self) -> str: ...
@@ -86,6 +90,34 @@ class SessionRequest:
     root: str | None
     init: bytes = field(repr=False)
     link: bool = False
+
+    @staticmethod
+    def from_map(given: Mapping[str, Any], init: bytes, sessions: Path) -> SessionRequest:
+        """The request that a client's ``spec`` makes; ``sessions`` is the default root. Raises what is wrong."""
+        session_id = check_session_id(given.get("session_id") or new_session_id())
+        name = given.get("name")
+        if name is not None and (not isinstance(name, str) or not name or len(name) > 255 or "\n" in name):
+            raise InvalidOption(
+                f"name {name!r} is not legal: 1 to 255 characters on one line",
+                option="name",
+                value=repr(name),
+                expected="a string",
+            )
+        store = given.get("store") or "jsonl"
+        root = given.get("root") or str(sessions)
+        if store == "jsonl" and not Path(root).is_absolute():
+            raise InvalidOption(
+                f"root {root!r} must be absolute", option="root", value=repr(root), expected="an absolute path"
+            )
+        return SessionRequest(
+            session_id=session_id,
+            name=name,
+            spec=SessionSpec.from_options(given),
+            store=store,
+            root=root if store == "jsonl" else None,
+            init=init,
+            link=bool(given.get("link")),
+        )
 
 
 @dataclass(slots=True)

@@ -30,22 +30,27 @@ from supervisor.process import OsProcess, ProcessTable, wait_readable
 
 COOKIE_PATTERN = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
+FUNCTION_MODULE = "athena.function_child"
+"""The entry point of a child that runs a function of the user's."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchRequest:
     """What to start. Raises :class:`InvalidOption` if it makes no sense.
 
-    ``session``: the child entry point, talking over two pipes. ``program``: `argv`, whose stdin and stdout are the
-    pipes and whose whole environment is `env` (default: the scrubbed one); stderr is the log. `cookie` is new for every
-    launch and ends up as ``ATHENA_COOKIE`` in everything the child starts. `cwd` defaults to ``/``.
+    ``session``, ``function``: the child's entry point, talking over two pipes. ``program``: `argv`, whose stdin and
+    stdout are the pipes, or with `is_quiet` nothing and the log; its whole environment is `env` (default: the scrubbed
+    one); stderr is the log. `cookie` is new for every launch and ends up as ``ATHENA_COOKIE`` in everything the child
+    starts. `cwd` defaults to ``/``.
     """
 
-    kind: Literal["session", "program"]
+    kind: Literal["session", "function", "program"]
     cookie: str
     log_path: str | Path
     argv: Sequence[str] = ()
     cwd: str | None = None
     env: Mapping[str, str] | None = None
+    is_quiet: bool = False
 
     def __post_init__(self) -> None:
         if not COOKIE_PATTERN.fullmatch(self.cookie):
@@ -181,7 +186,8 @@ class PlainLauncher:
         """Without a wait in it, so that between the spawn and the pidfd nothing else can run and reap."""
         first = trampoline.FIRST_PASSED_FD
         environment = scrubbed_environment(os.environ) if request.env is None else dict(request.env)
-        argv = list(request.argv) or [self._python, "-P", "-m", self._module, str(first), str(first + 1)]
+        module = FUNCTION_MODULE if request.kind == "function" else self._module
+        argv = list(request.argv) or [self._python, "-P", "-m", module, str(first), str(first + 1)]
         spec = {
             "argv": argv,
             "env": environment | {COOKIE_VARIABLE: request.cookie},
@@ -193,7 +199,9 @@ class PlainLauncher:
             null_fd = stack.enter_context(_closing(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)))
             spec_fd = stack.enter_context(_closing(_memory_file(json.dumps(spec).encode())))
             placed = {2: log_fd, trampoline.REPORT_FD: report_fd, trampoline.SPEC_FD: spec_fd}
-            if request.kind == "program":
+            if request.is_quiet:
+                placed |= {0: null_fd, 1: log_fd}
+            elif request.kind == "program":
                 placed |= {0: pipes.child_read, 1: pipes.child_write}
             else:
                 placed |= {0: null_fd, 1: log_fd, first: pipes.child_read, first + 1: pipes.child_write}

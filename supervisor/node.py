@@ -122,6 +122,11 @@ class Node(ABC):
             return ()
         return tuple(child.pid for child in self._all() if child.pid is not None)
 
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """Its records, oldest first, for those who look from outside; no call is needed, so a busy node shows them."""
+        return tuple(self._all())
+
     def restarts_in_window(self, now: float) -> int:
         """Restarts that count against the intensity at ``now``."""
         return self._intensity.count(now)

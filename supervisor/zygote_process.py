@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from athena.environment import ROOT
 from athena.errors import StartError
-from supervisor.launcher import Disposals, LaunchRequest
+from supervisor.launcher import FUNCTION_MODULE, Disposals, LaunchRequest
 from supervisor.process import OsProcess, ProcessTable, wait_readable
 from supervisor.process_table import hunt_down
 
@@ -62,7 +62,8 @@ class ZygoteProcess:
         A launch counts as under way until it is answered, even if nobody waits any more.
         """
         self._serial += 1
-        header = {"id": self._serial, "cookie": request.cookie, "cwd": request.cwd}
+        entry = f"{FUNCTION_MODULE}:main" if request.kind == "function" else None
+        header = {"id": self._serial, "cookie": request.cookie, "cwd": request.cwd, "entry": entry}
         try:
             socket.send_fds(self._control, [json.dumps(header).encode()], fds)
         except OSError as error:

@@ -113,9 +113,11 @@ LONG_FUNCTIONS: dict[str, str] = {}
 BROAD_HANDLERS: dict[str, str] = {
     "athena/channel.py:Channel.data_received": "what one peer's frame breaks ends that peer's connection",
     "athena/child.py:main": "whatever ended a child becomes an entry in its log and an exit status",
+    "athena/function_child.py:main": "whatever ended a function is the reason its process ends for",
     "athena/rehearsal.py:rehearse": "a zygote that could not warm up forks all the same, only slower children",
     "athena/tools/execute.py:_run": "a tool's failure is a result that the model reads",
     "athena/zygote.py:Server._run_child": "between fork and exit nothing may unwind into the zygote's own code",
+    "supervisor/branch.py:Branch._start_child": "without a result the node would wait for ever",
     "supervisor/leaf.py:Leaf._run_life": "without an exit the core would wait for ever",
     "supervisor/server.py:Connection._guarded": "one operation's bug is one client's error, and the daemon goes on",
 }

@@ -373,7 +373,7 @@ def test_ctrl_c_ends_the_turn_and_not_the_session(daemon: Path, tmp_path: Path) 
         terminal.type(b"hello\n")
         terminal.wait_for("so far")
         terminal.type(CTRL_C)
-        terminal.wait_for("interrupted (interrupted)")
+        terminal.wait_for("interrupted ·")
         assert row("bob")["state"] == "running"
         terminal.wait_for("> ", 2)
         terminal.type(CTRL_D)

@@ -666,3 +666,12 @@ def test_a_session_that_was_stopped_in_a_turn_goes_on_with_it_when_it_is_started
     again = sessions.start(["late"], session_id=session.session_id)
     assert again.send_message("go", message_id="m").text == "late"
     assert kinds(session.session_id).count("turn_end") == 1
+
+
+def test_a_session_that_was_given_messages_comes_back_with_them(sessions: Sessions) -> None:
+    given = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    session = sessions.start(["not asked for: an answer is given", "again"], messages=given)
+    kill(session)
+    assert session.send_message("and now").text == "again"
+    assert [message.text for message in session.messages()] == ["hi", "hello", "and now", "again"]
+    assert session.status()["incarnation"] == 2

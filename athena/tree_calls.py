@@ -1,0 +1,207 @@
+"""What each method of a supervisor asks and how its answer reads, without I/O: the sync and the async shell share
+these."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from athena.child_specs import ChildId, ChildSpec, spec_map
+from athena.errors import AlreadyStarted, InvalidSpec, Reason
+from athena.messages import clean_text
+from athena.pid import Pid
+from athena.session_calls import Call, import_path
+from athena.wire import Frame, Header
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The child runs. ``info`` is what it said with that, if anything."""
+
+    pid: Pid
+    info: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """The child did not want to run, and that is no error."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildInfo:
+    """One row of ``which_children``. ``pid`` is ``None`` if it does not run, ``"restarting"`` while it is tried again.
+
+    A dynamic supervisor shows no ids.
+    """
+
+    id: ChildId
+    pid: Pid | Literal["restarting"] | None
+    type: str
+    modules: tuple[str, ...] | Literal["dynamic"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChildCounts:
+    """How many children: specifications, live ones, and of either type."""
+
+    specs: int
+    active: int
+    supervisors: int
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class TreeIdentity:
+    """What names a supervisor."""
+
+    pid: Pid
+    name: str | None
+
+
+# --- calls ------------------------------------------------------------------------------------------------------------
+
+
+def start(given: Mapping[str, Any], children: object, name: str | None, *, link: bool) -> Call[TreeIdentity]:
+    """Start a supervisor with these flags; ``children`` are specifications, ``None`` for a dynamic one."""
+    kind = "dynamic" if children is None else "static"
+    specs = [spec_map(one) for one in children] if isinstance(children, list | tuple) else children
+    caller = {
+        "env": {clean_text(k): clean_text(v) for k, v in os.environ.items()},
+        "cwd": os.getcwd(),
+        "python_path": import_path(),
+    }
+    body = {"kind": kind, "flags": dict(given), "children": specs, "name": name, "link": link, "caller": caller}
+    return Call("tree_start", {}, _encoded(body), _identity)
+
+
+def attach(target: str | Pid) -> Call[TreeIdentity]:
+    """The supervisor of this name or pid."""
+    return Call("tree_attach", _header(target), b"", _identity)
+
+
+def stop(tree: str | Pid, reason: Reason) -> Call[None]:
+    """End it."""
+    return Call("tree_stop", _header(tree), _encoded({"reason": reason}), _none)
+
+
+def list_trees() -> Call[list[dict[str, Any]]]:
+    """All trees as they are now."""
+    return Call("trees", {}, b"", lambda f: list(f.json()))
+
+
+def start_child(tree: str | Pid, spec: object) -> Call[Started | Ignored]:
+    """Start one more child."""
+    given = spec_map(spec)
+    if isinstance(given, Mapping) and isinstance(given.get("options", {}), Mapping):
+        # Its code is found where this program finds it; the environment stays that of the tree.
+        options = {"cwd": os.getcwd(), "python_path": import_path(), **given.get("options", {})}
+        given = {**given, "options": options}
+    return Call("start_child", _header(tree), _encoded({"spec": given}), _started)
+
+
+def restart_child(tree: str | Pid, child: object) -> Call[Started | Ignored]:
+    """Start a child that does not run."""
+    return Call("restart_child", _header(tree), _child(child), _started)
+
+
+def terminate_child(tree: str | Pid, child: object) -> Call[None]:
+    """End a child."""
+    return Call("terminate_child", _header(tree), _child(child), _none)
+
+
+def delete_child(tree: str | Pid, child: object) -> Call[None]:
+    """Forget a child that does not run."""
+    return Call("delete_child", _header(tree), _child(child), _none)
+
+
+def get_childspec(tree: str | Pid, child: object) -> Call[dict[str, Any]]:
+    """A child's specification, every default filled in."""
+    return Call("get_childspec", _header(tree), _child(child), lambda f: dict(f.json()))
+
+
+def which_child(tree: str | Pid, child: object) -> Call[ChildInfo]:
+    """One child."""
+    return Call("which_child", _header(tree), _child(child), lambda f: _info(f.json()))
+
+
+def which_children(tree: str | Pid) -> Call[list[ChildInfo]]:
+    """All children, newest first."""
+    return Call("which_children", _header(tree), b"", lambda f: [_info(row) for row in f.json()])
+
+
+def count_children(tree: str | Pid) -> Call[ChildCounts]:
+    """How many."""
+    return Call("count_children", _header(tree), b"", lambda f: ChildCounts(**f.json()))
+
+
+# --- reading and writing ----------------------------------------------------------------------------------------------
+
+
+def _encoded(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value, default=_plain)
+    except orjson.JSONEncodeError as error:
+        raise InvalidSpec(
+            f"a specification must be JSON: {error}", tag="invalid_child_spec", value=repr(value)[:200]
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ChildSpec):
+        return value.to_map()
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+def _header(tree: str | Pid) -> Header:
+    return {"tree": tree.to_map() if isinstance(tree, Pid) else tree}
+
+
+def _child(child: object) -> bytes:
+    return _encoded({"pid": child.to_map()} if isinstance(child, Pid) else {"id": child})
+
+
+def _pid(value: dict[str, Any]) -> Pid:
+    pid = Pid.from_map(value)
+    assert pid is not None, "it has one"
+    return pid
+
+
+def _identity(frame: Frame) -> TreeIdentity:
+    value = frame.json()
+    return TreeIdentity(_pid(value["pid"]), value["name"])
+
+
+def _started(frame: Frame) -> Started | Ignored:
+    value = frame.json()
+    return Ignored() if "ignored" in value else Started(_pid(value["started"]), value["info"])
+
+
+def _info(row: dict[str, Any]) -> ChildInfo:
+    pid = row["pid"]
+    modules = row["modules"]
+    return ChildInfo(
+        row["id"],
+        Pid.from_map(pid) if isinstance(pid, dict) else pid,
+        row["type"],
+        "dynamic" if isinstance(modules, str) else tuple(modules),
+    )
+
+
+def with_pid(error: AlreadyStarted) -> AlreadyStarted:
+    """The error with the pid as a value."""
+    if isinstance(error.data.get("pid"), dict):
+        error.data["pid"] = Pid.from_map(error.data["pid"])
+    return error
+
+
+def _none(frame: Frame) -> None:
+    return None

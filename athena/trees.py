@@ -1,0 +1,248 @@
+"""Supervision trees: children that a supervisor starts in order, restarts, and ends in reverse order, as in OTP.
+
+Its asyncio twin is :mod:`athena.async_trees`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from athena import tree_calls as calls
+from athena.child_specs import ChildId, Spec, dynamic_flags, flags, spec_map, supervisor_spec
+from athena.errors import AlreadyStarted, NoProcess, ProcessExited, Reason, Unavailable
+from athena.pid import Pid
+from athena.recovery import ANSWER_S, perform
+from athena.session_calls import Call
+from athena.supervisors import Target, resolve
+from athena.tree_calls import ChildCounts, ChildInfo, Ignored, Started, TreeIdentity
+
+T = TypeVar("T")
+Self = TypeVar("Self", bound="TreeHandle")
+
+
+class TreeHandle:
+    """A handle on one supervisor. ``pid`` is a logical one: it names this supervisor, and no OS process.
+
+    After the supervisor's end every call raises :class:`~athena.errors.NoProcess`; one that waits when it ends raises
+    :class:`~athena.errors.ProcessExited`. Calls wait while the supervisor is busy: it does one thing at a time.
+    """
+
+    def __init__(self, target: Target, identity: TreeIdentity) -> None:
+        self._target = target
+        self.pid: Pid = identity.pid
+        self.name: str | None = identity.name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name or repr(self.pid)}>"
+
+    @classmethod
+    def attach(cls: type[Self], target: str | Pid, *, supervisor: str | Path | Target | None = None) -> Self:
+        """A handle on a running supervisor by name or pid.
+
+        Raises :class:`~athena.errors.NoProcess`, and :class:`~athena.errors.Unavailable` if there is no daemon.
+        """
+        at = resolve(supervisor, create=False)
+        return cls(at, perform(at, calls.attach(target), ANSWER_S))
+
+    @classmethod
+    def _start(cls: type[Self], supervisor: str | Path | Target | None, call: Call[TreeIdentity]) -> Self:
+        target = resolve(supervisor)
+        return cls(target, _perform(target, call, None))
+
+    def start_child(self, spec: Spec | Sequence[Any]) -> Started | Ignored:
+        """Start one more child, and return when it is ready.
+
+        Under the strategy ``simple_one_for_one`` a list of further arguments is given instead of a specification.
+        Raises :class:`~athena.errors.InvalidSpec`, :class:`~athena.errors.AlreadyStarted` (with the ``pid``),
+        :class:`~athena.errors.AlreadyPresent`, :class:`~athena.errors.MaxChildren`,
+        :class:`~athena.errors.StartError` (with the ``reason``).
+        """
+        return self._do(calls.start_child(self.pid, spec))
+
+    def terminate_child(self, child: ChildId | Pid) -> None:
+        """End a child, by id, or by pid where ids have no meaning. Not restarted. Raises
+        :class:`~athena.errors.NotFound`."""
+        self._do(calls.terminate_child(self.pid, child))
+
+    def get_childspec(self, child: ChildId | Pid) -> dict[str, Any]:
+        """A child's specification with every default. Raises :class:`~athena.errors.NotFound`."""
+        return self._do(calls.get_childspec(self.pid, child))
+
+    def which_child(self, child: ChildId | Pid) -> ChildInfo:
+        """One child. Raises :class:`~athena.errors.NotFound`."""
+        return self._do(calls.which_child(self.pid, child))
+
+    def which_children(self) -> list[ChildInfo]:
+        """All children, the newest first."""
+        return self._do(calls.which_children(self.pid))
+
+    def count_children(self) -> ChildCounts:
+        """How many children there are."""
+        return self._do(calls.count_children(self.pid))
+
+    def stop(self, reason: Reason = "normal", timeout: float | None = None) -> None:
+        """End the children, the last started first, then the supervisor; return when nothing of it is left.
+
+        ``timeout`` (seconds) ends the wait, not the stop. Raises :class:`~athena.errors.NoProcess`,
+        :class:`~athena.errors.ProcessExited` if it ended for another reason, :class:`~athena.errors.CallTimeout`.
+        """
+        self._do(calls.stop(self.pid, reason), timeout)
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            self.stop()
+        except (NoProcess, ProcessExited, Unavailable):
+            pass  # it is gone, which was to be reached
+
+    def _do(self, call: Call[T], timeout: float | None = None) -> T:
+        return _perform(self._target, call, timeout)
+
+
+def _perform(target: Target, call: Call[T], timeout: float | None) -> T:
+    try:
+        return perform(target, call, timeout)
+    except AlreadyStarted as error:
+        raise calls.with_pid(error) from None
+
+
+class Supervisor(TreeHandle):
+    """A supervisor with a list of children."""
+
+    @classmethod
+    def start_link(
+        cls,
+        children: Sequence[Spec],
+        *,
+        strategy: str = "one_for_one",
+        max_restarts: int = 3,
+        max_seconds: float = 5,
+        auto_shutdown: str = "never",
+        name: str | None = None,
+        supervisor: str | Path | Target | None = None,
+    ) -> Supervisor:
+        """Start a supervisor and its children, one after another, linked to this program: it ends with it.
+
+        Args:
+            children: :class:`~athena.ChildSpec`, mappings, and what ``child_spec`` makes.
+            strategy: who is restarted with a child that died: ``"one_for_one"`` nobody else, ``"one_for_all"`` all,
+                ``"rest_for_one"`` those after it. ``"simple_one_for_one"``: one specification, any number of instances.
+            max_restarts, max_seconds: more restarts inside that many seconds end the supervisor with ``shutdown``.
+            auto_shutdown: ``"any_significant"`` or ``"all_significant"`` children's end ends the supervisor.
+            name: to attach by.
+            supervisor: which daemon; see :meth:`athena.Session.start_link`.
+
+        Raises :class:`~athena.errors.StartError` (its ``reason`` says which specification is wrong, or which child
+        failed to start) and :class:`~athena.errors.AlreadyStarted`; nothing is left behind then.
+        """
+        given = flags(strategy, max_restarts, max_seconds, auto_shutdown)
+        return cls._start(supervisor, calls.start(given, children, name, link=True))
+
+    @classmethod
+    def start(
+        cls,
+        children: Sequence[Spec],
+        *,
+        strategy: str = "one_for_one",
+        max_restarts: int = 3,
+        max_seconds: float = 5,
+        auto_shutdown: str = "never",
+        name: str | None = None,
+        supervisor: str | Path | Target | None = None,
+    ) -> Supervisor:
+        """As :meth:`start_link`, but it lives on in the daemon when this program ends."""
+        given = flags(strategy, max_restarts, max_seconds, auto_shutdown)
+        return cls._start(supervisor, calls.start(given, children, name, link=False))
+
+    @staticmethod
+    def child_spec(
+        children: Sequence[Spec],
+        *,
+        id: ChildId = None,
+        strategy: str = "one_for_one",
+        max_restarts: int = 3,
+        max_seconds: float = 5,
+        auto_shutdown: str = "never",
+        name: str | None = None,
+        **fields: Any,
+    ) -> dict[str, Any]:
+        """The specification of a supervisor as a child of another. ``fields``: ``restart``, ``shutdown``,
+        ``significant``."""
+        given = flags(strategy, max_restarts, max_seconds, auto_shutdown)
+        start = {"flags": given, "children": [spec_map(one) for one in children]}
+        return supervisor_spec("supervisor", start, name, {"id": id, **fields})
+
+    def restart_child(self, child: ChildId) -> Started | Ignored:
+        """Start a child that does not run. Raises :class:`~athena.errors.NotFound`, :class:`~athena.errors.Running`,
+        :class:`~athena.errors.Restarting`, :class:`~athena.errors.StartError`."""
+        return self._do(calls.restart_child(self.pid, child))
+
+    def delete_child(self, child: ChildId) -> None:
+        """Forget a child that does not run. Raises :class:`~athena.errors.NotFound`,
+        :class:`~athena.errors.Running`, :class:`~athena.errors.Restarting`."""
+        self._do(calls.delete_child(self.pid, child))
+
+
+class DynamicSupervisor(TreeHandle):
+    """A supervisor whose children come and go, named by their pids."""
+
+    @classmethod
+    def start_link(
+        cls,
+        *,
+        max_children: int | None = None,
+        extra_arguments: Sequence[Any] = (),
+        max_restarts: int = 3,
+        max_seconds: float = 5,
+        name: str | None = None,
+        supervisor: str | Path | Target | None = None,
+    ) -> DynamicSupervisor:
+        """Start one without children, linked to this program.
+
+        Args:
+            max_children: how many it takes, those that are being restarted included.
+            extra_arguments: come before the arguments of every child.
+            max_restarts, max_seconds, name, supervisor: as for :meth:`Supervisor.start_link`, whose errors it raises.
+        """
+        given = dynamic_flags(max_children, extra_arguments, max_restarts, max_seconds)
+        return cls._start(supervisor, calls.start(given, None, name, link=True))
+
+    @classmethod
+    def start(
+        cls,
+        *,
+        max_children: int | None = None,
+        extra_arguments: Sequence[Any] = (),
+        max_restarts: int = 3,
+        max_seconds: float = 5,
+        name: str | None = None,
+        supervisor: str | Path | Target | None = None,
+    ) -> DynamicSupervisor:
+        """As :meth:`start_link`, but it lives on in the daemon when this program ends."""
+        given = dynamic_flags(max_children, extra_arguments, max_restarts, max_seconds)
+        return cls._start(supervisor, calls.start(given, None, name, link=False))
+
+    @staticmethod
+    def child_spec(
+        *,
+        id: ChildId = None,
+        max_children: int | None = None,
+        extra_arguments: Sequence[Any] = (),
+        max_restarts: int = 3,
+        max_seconds: float = 5,
+        name: str | None = None,
+        **fields: Any,
+    ) -> dict[str, Any]:
+        """The specification of a dynamic supervisor as a child of another supervisor."""
+        given = dynamic_flags(max_children, extra_arguments, max_restarts, max_seconds)
+        return supervisor_spec("dynamic_supervisor", {"flags": given}, name, {"id": id, **fields})
+
+
+def list_trees(*, supervisor: str | Path | Target | None = None) -> list[dict[str, Any]]:
+    """Every tree of a daemon as it is now, with states, pids, restarts and reasons; answered while it is busy."""
+    return perform(resolve(supervisor, create=False), calls.list_trees(), ANSWER_S)

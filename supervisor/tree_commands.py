@@ -1,0 +1,151 @@
+"""The operations on supervision trees that a client can ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from athena.errors import AlreadyStarted, InvalidOption, ProtocolError, Refused
+from athena.wire import Frame, dumps
+from supervisor import tree_vocabulary as words
+from supervisor.branch import Branch
+from supervisor.calls import reply
+from supervisor.member import Caller
+from supervisor.node_init import dynamic_node, supervisor_node
+from supervisor.server import Connection
+from supervisor.tree_view import tree_row
+from supervisor.tree_vocabulary import ByPid, Target
+
+if TYPE_CHECKING:
+    from supervisor.daemon import Daemon
+
+Command = Callable[["Daemon", Connection, Frame], Awaitable[None]]
+
+
+async def _start(daemon: Daemon, connection: Connection, frame: Frame) -> None:
+    """Start a tree; the answer comes when all of it has started."""
+    if daemon.is_stopping:
+        raise Refused("the supervisor is stopping")
+    given = _body(frame)
+    name = _free_name(daemon, given.get("name"))
+    flags, caller = given.get("flags"), Caller.from_map(given.get("caller") or {})
+    node = dynamic_node(flags) if given.get("kind") == "dynamic" else supervisor_node(flags, given.get("children"))
+    owner = connection.pid if given.get("link") and daemon.mode == "daemon" else None
+    root = await daemon.forest.start(node, name, caller, lambda one: daemon.link(one, owner))
+    _answer(connection, frame, _identity(root))
+
+
+def _free_name(daemon: Daemon, name: object) -> str | None:
+    """The name for a new tree. Raises :class:`InvalidOption`, and :class:`AlreadyStarted` if a session has it."""
+    if name is None:
+        return None
+    if not isinstance(name, str) or not 1 <= len(name) <= 255 or "\n" in name:
+        raise InvalidOption(
+            f"name {name!r} is not legal: 1 to 255 characters on one line",
+            option="name",
+            value=repr(name),
+            expected="a string",
+        )
+    taken = daemon.registry.by_name.get(name) or daemon.registry.by_id.get(name)
+    if taken is not None:
+        raise AlreadyStarted(f"a session is called {name!r}", pid=taken.pid_value())
+    return name
+
+
+async def _attach(daemon: Daemon, connection: Connection, frame: Frame) -> None:
+    _answer(connection, frame, _identity(_branch(daemon, frame)))
+
+
+async def _trees(daemon: Daemon, connection: Connection, frame: Frame) -> None:
+    """Every tree as it is now; no supervisor is asked, so a busy one delays nothing."""
+    _answer(connection, frame, [tree_row(root) for root in daemon.forest.roots.values()])
+
+
+async def _stop(daemon: Daemon, connection: Connection, frame: Frame) -> None:
+    reason = _body(frame).get("reason", "normal")
+    await _branch(daemon, frame).call(lambda ref: words.StopCall(ref, reason))
+    _answer(connection, frame, {"stopped": True})
+
+
+async def _start_child(daemon: Daemon, connection: Connection, frame: Frame) -> None:
+    spec = _body(frame).get("spec")
+    _answer(connection, frame, await _branch(daemon, frame).call(lambda ref: words.StartChildCall(ref, spec)))
+
+
+async def _which_children(daemon: Daemon, connection: Connection, frame: Frame) -> None:
+    _answer(connection, frame, await _branch(daemon, frame).call(words.WhichChildrenCall))
+
+
+async def _count_children(daemon: Daemon, connection: Connection, frame: Frame) -> None:
+    _answer(connection, frame, await _branch(daemon, frame).call(words.CountChildrenCall))
+
+
+def _of_child(make: Callable[[Any, Target], words.Request]) -> Command:
+    """An operation on one child."""
+
+    async def command(daemon: Daemon, connection: Connection, frame: Frame) -> None:
+        branch = _branch(daemon, frame)
+        target = _target(daemon, branch, _body(frame))
+        _answer(connection, frame, await branch.call(lambda ref: make(ref, target)))
+
+    return command
+
+
+def _body(frame: Frame) -> Mapping[str, Any]:
+    value = frame.json() or {}
+    if not isinstance(value, dict):
+        raise ProtocolError(f"the operation {frame.header.get('op')!r} needs an object, got {value!r}")
+    return value
+
+
+def _branch(daemon: Daemon, frame: Frame) -> Branch:
+    """The supervisor that the header names, by ``tree``: its name, or its pid in wire form."""
+    target = frame.header.get("tree")
+    if isinstance(target, dict):
+        is_ours = target.get("supervisor") in (None, daemon.supervisor_id)
+        return daemon.forest.find(None, target.get("serial") if is_ours else None)
+    if not isinstance(target, str):
+        raise ProtocolError(f"the operation {frame.header.get('op')!r} needs a supervisor, got {target!r}")
+    return daemon.forest.find(target)
+
+
+def _target(daemon: Daemon, branch: Branch, given: Mapping[str, Any]) -> Target:
+    """The child that a request names: ``id``, or ``pid`` in wire form.
+
+    A bare number is an id where ids have a meaning, else the number of a process.
+    """
+    pid, name = given.get("pid"), given.get("id")
+    if isinstance(pid, dict):
+        serial = pid.get("serial")
+        if pid.get("supervisor") not in (None, daemon.supervisor_id) or not isinstance(serial, int):
+            return ByPid(0, is_alive=False)  # of a supervisor that is gone; serials begin at 1
+        return ByPid(serial, is_alive=serial in daemon.forest.members())
+    if branch.is_dynamic and isinstance(name, int) and not isinstance(name, bool):
+        members = daemon.forest.members().values()
+        found = next((member.serial for member in members if member.os_pid == name), None)
+        return ByPid(found or 0, is_alive=found is not None)
+    return name
+
+
+def _identity(branch: Branch) -> dict[str, Any]:
+    return {"pid": branch.pid_value(), "name": branch.name}
+
+
+def _answer(connection: Connection, frame: Frame, value: Any) -> None:
+    reply(connection.channel, frame.header.get("id"), dumps(value))
+
+
+TREE_COMMANDS: dict[str, Command] = {
+    "tree_start": _start,
+    "tree_attach": _attach,
+    "tree_stop": _stop,
+    "trees": _trees,
+    "start_child": _start_child,
+    "terminate_child": _of_child(words.TerminateChildCall),
+    "restart_child": _of_child(words.RestartChildCall),
+    "delete_child": _of_child(words.DeleteChildCall),
+    "get_childspec": _of_child(words.GetChildSpecCall),
+    "which_child": _of_child(words.WhichChildCall),
+    "which_children": _which_children,
+    "count_children": _count_children,
+}
