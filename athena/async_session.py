@@ -1,8 +1,7 @@
 """The asyncio client of a session: the methods of :class:`athena.session.Session`, awaited.
 
-All calls of one event loop share one connection to a supervisor; each stream and each monitor has one of its own, so
-that a slow reader of events never delays an answer.
-"""
+All calls of one event loop share one connection; each stream and each monitor has its own, so a slow reader of events
+never delays an answer."""
 
 from __future__ import annotations
 
@@ -241,6 +240,7 @@ class AsyncSession:
     async def _until_answered(self, call: Call[T], timeout: float | None) -> T:
         recovery = Recovery(self._target, self._options, self._supervisor_id, self._granted)
         loop = asyncio.get_running_loop()
+        calls.check_timeout(timeout)
         deadline = None if timeout is None else loop.time() + timeout
         while True:
             left_s = None if deadline is None else max(0.001, deadline - loop.time())
@@ -494,7 +494,7 @@ async def perform(target: Target, call: Call[T], timeout: float | None) -> T:
     except TimeoutError as error:
         if isinstance(error, AthenaError):
             raise
-        if call.message_id is None and timeout == ANSWER_S:
+        if call.message_id is None:
             raise Unresponsive(f"the supervisor at {str(target.path)!r} does not answer; is it stopped?") from None
         raise call_timeout(call.op, timeout, call.message_id) from None
     return call.read(frame)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from athena.errors import ProtocolError
-from athena.wire import PART_BYTES, Frame, Framer, Header, Outbox, encode
+from athena.wire import MAX_ANSWER_BYTES, MAX_FRAME_BYTES, PART_BYTES, Frame, Framer, Header, Outbox, encode
 
 TRANSPORT_HIGH_BYTES = 64 * 1024
 """What may sit in a transport's own buffer, where control cannot overtake it any more."""
@@ -30,10 +30,10 @@ class Channel(asyncio.Protocol):
     raises ends this channel and goes to ``on_close``.
     """
 
-    def __init__(self, on_frame: OnFrame, on_close: OnClose) -> None:
+    def __init__(self, on_frame: OnFrame, on_close: OnClose, *, max_body_bytes: int = MAX_FRAME_BYTES) -> None:
         self._on_frame = on_frame
         self._on_close = on_close
-        self._framer = Framer()
+        self._framer = Framer(max_body_bytes=max_body_bytes)
         self._outbox = Outbox()
         self._soon: list[bytes] = []
         self._reader: Any = None
@@ -197,6 +197,8 @@ class Channel(asyncio.Protocol):
                 self._writer.close()
         if self._reader is not self._writer and self._reader is not None:
             self._reader.close()
+        self._outbox = Outbox()  # what a dead peer did not read is nobody's any more
+        self._soon.clear()
         self._wake()
         self._on_close(error)
 
@@ -246,10 +248,12 @@ class _WriteSide(asyncio.BaseProtocol):
         self._channel.writer_lost()
 
 
-async def open_pipes(read_fd: int, write_fd: int, on_frame: OnFrame, on_close: OnClose) -> Channel:
+async def open_pipes(
+    read_fd: int, write_fd: int, on_frame: OnFrame, on_close: OnClose, *, max_body_bytes: int = MAX_FRAME_BYTES
+) -> Channel:
     """A channel over two pipe descriptors, which it owns from now on."""
     loop = asyncio.get_running_loop()
-    channel = Channel(on_frame, on_close)
+    channel = Channel(on_frame, on_close, max_body_bytes=max_body_bytes)
     os.set_blocking(read_fd, False)
     os.set_blocking(write_fd, False)
     writer, _ = await loop.connect_write_pipe(lambda: _WriteSide(channel), os.fdopen(write_fd, "wb", 0))
@@ -261,5 +265,7 @@ async def open_pipes(read_fd: int, write_fd: int, on_frame: OnFrame, on_close: O
 async def open_unix(path: Path, on_frame: OnFrame, on_close: OnClose) -> Channel:
     """A channel to a unix socket. Raises ``OSError``."""
     loop = asyncio.get_running_loop()
-    _, channel = await loop.create_unix_connection(lambda: Channel(on_frame, on_close), str(path))
+    _, channel = await loop.create_unix_connection(
+        lambda: Channel(on_frame, on_close, max_body_bytes=MAX_ANSWER_BYTES), str(path)
+    )
     return channel

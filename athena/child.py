@@ -205,12 +205,14 @@ class Child:
         try:
             if op is None:
                 raise ProtocolError(f"unknown operation {frame.header.get('op')!r}")
-            body = await op(self, frame.json() or {})
-            ok = True
+            self._reply(request_id, await op(self, frame.json() or {}))
         except AthenaError as error:
-            body, ok = dumps(to_wire(error)), False
-        if request_id is not None:
-            self._send({"kind": "reply", "id": request_id, "ok": ok, "session": self._session}, body, control=True)
+            self._reply(request_id, dumps(to_wire(error)), ok=False)
+
+    def _reply(self, request_id: Any, body: bytes, *, ok: bool = True) -> None:
+        if request_id is None or (not ok and self._ended.done()):
+            return  # an error of the end: the next life answers, or the supervisor says that there is none
+        self._send({"kind": "reply", "id": request_id, "ok": ok, "session": self._session}, body, control=True)
 
     # --- calls to the supervisor (build_session's interface)
 

@@ -19,8 +19,18 @@ from pathlib import Path
 
 from athena.channel import Channel, open_unix
 from athena.config import PRODUCT
-from athena.errors import AthenaError, CallTimeout, NotRunning, ProtocolError, Refused, Unavailable, from_wire
-from athena.wire import PROTOCOL, Frame, Framer, Header, Outbox
+from athena.errors import (
+    AthenaError,
+    CallTimeout,
+    InvalidOption,
+    NotRunning,
+    ProtocolError,
+    Refused,
+    Unavailable,
+    Unresponsive,
+    from_wire,
+)
+from athena.wire import MAX_ANSWER_BYTES, MAX_FRAME_BYTES, PROTOCOL, Frame, Framer, Header, Outbox
 
 HELLO_S = 10.0
 """How long a peer has to say hello before it counts as something else than a supervisor."""
@@ -38,7 +48,7 @@ class Protocol:
     """One connection without its I/O: requests out, frames in, the greeting checked."""
 
     def __init__(self) -> None:
-        self._framer = Framer()
+        self._framer = Framer(max_body_bytes=MAX_ANSWER_BYTES)
         self._ids = itertools.count(1)
         self.hello: Header | None = None
         """What the supervisor said first, once it has."""
@@ -51,7 +61,8 @@ class Protocol:
         return box.take() or b""
 
     def request(self, op: str, header: Header, body: bytes) -> tuple[int, bytes]:
-        """The id and the bytes of a request."""
+        """The id and the bytes of a request. Raises :class:`InvalidOption` if it is too long."""
+        check_size(body)
         request_id = next(self._ids)
         box = Outbox()
         box.put({"kind": "request", "id": request_id, "op": op, **header}, body)
@@ -86,9 +97,10 @@ def outcome(frame: Frame) -> Frame:
 class SyncConnection:
     """A blocking connection for one call, or one stream, at a time."""
 
-    def __init__(self, path: Path) -> None:
-        """Connect and greet. Raises :class:`NotRunning`, :class:`Refused`, and :class:`ConnectionLost` if the other end
-        goes away meanwhile, as a supervisor does that is being killed."""
+    def __init__(self, path: Path, timeout_s: float | None = None) -> None:
+        """Connect and greet. Raises :class:`NotRunning`, :class:`Refused`, :class:`ConnectionLost` if the other end
+        goes away meanwhile, as a supervisor does that is being killed, :class:`Unresponsive` if it is silent for
+        :data:`HELLO_S`, and ``TimeoutError`` after ``timeout_s``."""
         self.protocol = Protocol()
         self.inbox: deque[Frame] = deque()
         """Frames that are no answer: events, notices."""
@@ -96,7 +108,8 @@ class SyncConnection:
         self._socket = _connect(path)
         try:
             self._socket.sendall(Protocol.greeting())
-            deadline = time.monotonic() + HELLO_S
+            limit_s = HELLO_S if timeout_s is None else min(timeout_s, HELLO_S)
+            deadline = time.monotonic() + limit_s
             while self.protocol.hello is None:
                 self.inbox.extend(self._receive(deadline))
         except AthenaError:
@@ -104,7 +117,9 @@ class SyncConnection:
             raise
         except TimeoutError:
             self.close()
-            raise Refused(f"what listens at {str(path)!r} does not speak Athena's protocol") from None
+            if limit_s < HELLO_S:
+                raise
+            raise _silent(path) from None
         except OSError as error:
             self.close()
             raise _lost(error) from None
@@ -182,7 +197,7 @@ class Pool:
     def call(self, op: str, header: Header, body: bytes, timeout_s: float | None) -> Frame:
         """One call on a connection of its own. Raises as :meth:`SyncConnection.call`."""
         while True:
-            connection, is_fresh = self._take()
+            connection, is_fresh = self._take(timeout_s)
             try:
                 frame = connection.call(op, header, body, timeout_s)
             except ConnectionLost:
@@ -202,9 +217,9 @@ class Pool:
             self._give_back(connection)
             return frame
 
-    def open(self) -> SyncConnection:
+    def open(self, timeout_s: float | None = None) -> SyncConnection:
         """A connection of the caller's own, for a stream. Raises as :class:`SyncConnection`."""
-        connection = SyncConnection(self.path)
+        connection = SyncConnection(self.path, timeout_s)
         self.supervisor_id = (connection.protocol.hello or {}).get("supervisor")
         return connection
 
@@ -219,13 +234,13 @@ class Pool:
         if self._pid == os.getpid():
             self.close()
 
-    def _take(self) -> tuple[SyncConnection, bool]:
+    def _take(self, timeout_s: float | None) -> tuple[SyncConnection, bool]:
         with self._lock:
             if self._pid != os.getpid():
                 self._idle, self._pid = [], os.getpid()
             if self._idle:
                 return self._idle.pop(), False
-        return self.open(), True
+        return self.open(timeout_s), True
 
     def _give_back(self, connection: SyncConnection) -> None:
         with self._lock:
@@ -261,7 +276,7 @@ class AsyncConnection:
                 await self._greeted
         except TimeoutError:
             self.close()
-            raise Refused(f"what listens at {str(path)!r} does not speak Athena's protocol") from None
+            raise _silent(path) from None
         except BaseException:
             self.close()
             raise
@@ -275,6 +290,7 @@ class AsyncConnection:
         """Ask and wait for the answer. Raises what was answered, :class:`ConnectionLost`, ``TimeoutError``."""
         if self._channel is None or self._channel.closed:
             raise ConnectionLost("the connection has ended")
+        check_size(body)
         request_id = next(self._ids)
         future = self._calls[request_id] = asyncio.get_running_loop().create_future()
         try:
@@ -345,6 +361,23 @@ def _foreign(path: Path) -> Refused:
     return Refused(f"the socket {str(path)!r} belongs to another user; set ATHENA_SOCKET or ATHENA_HOME")
 
 
+def _silent(path: Path) -> Unresponsive:
+    return Unresponsive(
+        f"what listens at {str(path)!r} does not answer: a supervisor that is stopped (SIGSTOP), or another program"
+    )
+
+
+def check_size(body: bytes) -> None:
+    """Raise for what is more than a supervisor takes from a client."""
+    if len(body) > MAX_FRAME_BYTES:
+        raise InvalidOption(
+            f"the request has {len(body)} bytes; the limit is {MAX_FRAME_BYTES}: send less at once",
+            option="text",
+            value=f"{len(body)} bytes",
+            expected=f"at most {MAX_FRAME_BYTES} bytes",
+        )
+
+
 def _lost(error: object) -> ConnectionLost:
     return ConnectionLost(f"the connection to the supervisor ended before it answered ({error or 'closed'})")
 
@@ -371,4 +404,5 @@ def _not_there(path: Path, error: OSError) -> Unavailable:
 def call_timeout(op: str, timeout_s: float | None, message_id: str | None = None) -> CallTimeout:
     """The error for a wait that has ended; the turn goes on."""
     data = {} if message_id is None else {"message_id": message_id}
-    return CallTimeout(f"no answer to {op!r} within {timeout_s} s; a turn goes on without the wait", **data)
+    shown = "its time" if timeout_s is None else f"{round(timeout_s, 3):g} s"
+    return CallTimeout(f"no answer to {op!r} within {shown}; a turn goes on without the wait", **data)

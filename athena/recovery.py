@@ -12,7 +12,17 @@ import orjson
 
 from athena import session_calls as calls
 from athena.client import ConnectionLost, call_timeout
-from athena.errors import AlreadyStarted, AthenaError, NoProcess, NotFound, NotRunning, Unavailable, Unresponsive
+from athena.errors import (
+    AlreadyStarted,
+    AthenaError,
+    LogLocked,
+    NoProcess,
+    NotFound,
+    NotRunning,
+    StartError,
+    Unavailable,
+    Unresponsive,
+)
 from athena.loop.options import GRANTS
 from athena.session_calls import Call, StartOptions
 from athena.supervisors import RECONNECT_S, Target
@@ -105,6 +115,12 @@ class Recovery:
             perform(self._target, calls.start(self._options.again(self._granted.messages())), None)
         except AlreadyStarted:
             pass  # another call, or another handle, was faster
+        except (StartError, LogLocked) as error:
+            # A child that was killed while it booted, or the log of one that the lost supervisor is still ending: the
+            # caller is in the middle of a wait, and the next try may well work.
+            self.lost(error)
+            time.sleep(RETRY_S)
+            return
         except (ConnectionLost, NotRunning):
             return
         self._supervisor_id = self._target.pool.supervisor_id
@@ -117,7 +133,7 @@ def perform(target: Target, call: Call[T], timeout: float | None) -> T:
     except TimeoutError as error:
         if isinstance(error, AthenaError):
             raise
-        if call.message_id is None and timeout == ANSWER_S:
+        if call.message_id is None:  # what the supervisor answers at once
             raise Unresponsive(f"the supervisor at {str(target.path)!r} does not answer; is it stopped?") from None
         raise call_timeout(call.op, timeout, call.message_id) from None
     return call.read(frame)

@@ -257,6 +257,7 @@ class Session:
         return answer
 
     def _until_answered(self, call: Call[T], timeout: float | None) -> T:
+        calls.check_timeout(timeout)
         recovery = Recovery(self._target, self._options, self._supervisor_id, self._granted)
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:

@@ -91,7 +91,7 @@ def start_options(given: dict[str, Any], *, link: bool) -> StartOptions:
     init = {
         "options": {k: v for k, v in options.items() if k not in ("env", "python_path")},
         "env": options.get("env") if options.get("env") is not None else dict(os.environ),
-        "cwd": os.getcwd(),  # where neither these options nor the log of a continued session say so
+        "cwd": _here(),  # where neither these options nor the log of a continued session say so
         "python_path": options.get("python_path") or import_path(),
         "store": store,
         "store_options": clean_json(store_options),
@@ -129,12 +129,20 @@ def _encodable(init: dict[str, Any]) -> dict[str, Any]:
     return init
 
 
+def _here() -> str | None:
+    """The caller's directory; ``None`` if it was deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
+
+
 def import_path() -> list[str]:
     """Where the caller imports its own code from: its directory and what is on its path outside the installation."""
     prefixes = tuple({os.path.realpath(p) for p in (sys.prefix, sys.base_prefix)})
-    found = [os.getcwd()]
+    found = [here] if (here := _here()) is not None else []
     for entry in sys.path:
-        full = os.path.realpath(entry or ".")
+        full = os.path.realpath(entry or here or "/")
         if not any(full == p or full.startswith(p + os.sep) for p in prefixes):
             found.append(full)
     return list(dict.fromkeys(found))
@@ -169,7 +177,7 @@ def send(session_id: str, text: object, message_id: object, options: dict[str, A
         raise InvalidOption(
             f"the message got {text!r}: expected a string", option="text", value=repr(text)[:80], expected="a string"
         )
-    if not isinstance(message_id, str) or not 1 <= len(message_id) <= 256:
+    if not isinstance(message_id, str) or not 1 <= len(message_id) <= 256 or clean_text(message_id) != message_id:
         raise InvalidOption(
             f"message_id {message_id!r} is not legal: a string of 1 to 256 characters",
             option="message_id",
@@ -240,6 +248,7 @@ def status(session_id: str) -> Call[dict[str, Any]]:
 
 def stop(session_id: str, reason: Any, timeout: float | str | None) -> Call[bool]:
     """Stop the session."""
+    check_portable("reason", reason)
     return Call(
         "stop",
         {"session": session_id},
@@ -261,10 +270,24 @@ def service(spec: dict[str, Any]) -> Call[dict[str, Any]]:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
+def check_timeout(timeout: object) -> None:
+    """Raise :class:`InvalidOption` unless it is ``None`` or seconds from 0 to 30 years (what a timer can hold)."""
+    if timeout is None or (isinstance(timeout, int | float) and not isinstance(timeout, bool) and 0 <= timeout <= 1e9):
+        return
+    expected = "seconds >= 0 as int or float, or None"
+    raise InvalidOption(
+        f"option 'timeout' got {timeout!r}: expected {expected}",
+        option="timeout",
+        value=repr(timeout),
+        expected=expected,
+    )
+
+
 def _target(target: str | int) -> Header:
     if isinstance(target, Pid):
         return {"session": int(target), "serial": target.serial}
-    if isinstance(target, bool) or not isinstance(target, str | int):
+    is_number = isinstance(target, int) and not isinstance(target, bool) and 0 < target < 2**31
+    if not is_number and not isinstance(target, str):
         raise InvalidOption(
             f"{target!r} names no session: give a name, a session id or a pid",
             option="target",

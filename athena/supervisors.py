@@ -23,7 +23,7 @@ from typing import Any
 
 from athena.client import ConnectionLost, Pool, SyncConnection
 from athena.config import Paths, default_paths, default_socket, private_dir, socket_path
-from athena.environment import ROOT, scrubbed_environment
+from athena.environment import COOKIE_VARIABLE, ROOT, scrubbed_environment
 from athena.errors import InvalidOption, NotRunning, Refused, Unavailable, from_wire
 
 START_S = 30.0
@@ -195,6 +195,11 @@ def _daemon(path: Path) -> DaemonTarget:
 def start_daemon() -> dict[str, Any]:
     """Start the user's daemon in the background. Returns its ready line. Raises :class:`Refused` if one runs
     already."""
+    if COOKIE_VARIABLE in os.environ:
+        raise Refused(
+            "this runs inside a session, and a daemon started here would end with it; start one outside: "
+            "athena-supervisor start"
+        )
     paths = default_paths()
     return launch_supervisor(paths, default_socket(), "daemon")
 
@@ -242,6 +247,8 @@ def _command(
     paths: Paths, socket: Path, mode: str, owner: int | None, ready_fd: int, *, detach: bool = True
 ) -> list[str]:
     guard = [sys.executable, "-I", "-S", str(ROOT / "supervisor" / "guard.py"), *(["--detach"] if detach else [])]
+    if mode == "embedded":
+        guard += ["--rmdir", str(paths.runtime)]
     guard += ["--socket", str(socket), "--fds", str(ready_fd), "--"]
     supervisor = [sys.executable, "-P", "-m", "supervisor.daemon", "--mode", mode, "--socket", str(socket)]
     supervisor += ["--state", str(paths.state), "--runtime", str(paths.runtime), "--ready-fd", str(ready_fd)]

@@ -26,6 +26,10 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 PART_BYTES = 256 * 1024
 """Bodies above this travel in parts."""
 
+MAX_ANSWER_BYTES = 1024 * 1024 * 1024
+"""The largest body in parts that a child or a supervisor may answer with: a whole history has no other bound. What is
+asked, and every event, is under :data:`MAX_FRAME_BYTES`."""
+
 BODIES_AT_ONCE = 2
 """An :class:`Outbox` has no more under way in parts: one of control and one of data."""
 
@@ -73,9 +77,10 @@ def dumps(value: Any) -> bytes:
 class Framer:
     """Bytes in, frames out. After a :class:`ProtocolError` it stays broken: the peer's next byte has no meaning."""
 
-    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES, max_body_bytes: int | None = None) -> None:
         self._buffer = bytearray()
         self._max = max_frame_bytes
+        self._max_body = max_frame_bytes if max_body_bytes is None else max_body_bytes
         self._parts: dict[int, tuple[Header, list[bytes], int]] = {}
         self._parts_bytes = 0
         self._error: ProtocolError | None = None
@@ -123,8 +128,8 @@ class Framer:
         header, pieces, size = self._parts.pop(part, (frame.header, [], 0))
         size += len(frame.body)
         self._parts_bytes += len(frame.body)
-        if size > self._max or self._parts_bytes > BODIES_AT_ONCE * self._max:
-            raise ProtocolError(f"bodies in parts are over the limit of {self._max} bytes")
+        if size > self._max_body or self._parts_bytes > BODIES_AT_ONCE * self._max_body:
+            raise ProtocolError(f"bodies in parts are over the limit of {self._max_body} bytes")
         pieces.append(frame.body)
         if frame.header.get("more"):
             self._parts[part] = (header, pieces, size)
@@ -198,8 +203,8 @@ class Outbox:
     def _pieces(self, header: Header, body: bytes) -> list[bytes]:
         if len(body) <= PART_BYTES:
             return [encode(header, body)]
-        if len(body) > MAX_FRAME_BYTES:
-            raise ProtocolError(f"a body of {len(body)} bytes is over the limit of {MAX_FRAME_BYTES} bytes")
+        if len(body) > MAX_ANSWER_BYTES:
+            raise ProtocolError(f"a body of {len(body)} bytes is over the limit of {MAX_ANSWER_BYTES} bytes")
         part = next(self._ids)
         cuts = range(0, len(body), PART_BYTES)
         first = encode({**header, "part": part, "more": True}, body[:PART_BYTES])

@@ -44,6 +44,9 @@ from supervisor.zygote_launcher import ZygoteLauncher
 
 logger = logging.getLogger(__name__)
 
+ASKED = "shutdown"
+"""Why a supervisor stops that a client asked to."""
+
 STOP_LIMIT_S = 8.0
 """How long an ordered stop may take in all; what is left then is the guard's."""
 
@@ -187,11 +190,13 @@ class Daemon:
             await self._stopping
         finally:
             probe.close()
-            await self._stop_all()
+            await self._stop_all(self._stopping.result() if self._stopping.done() else "failed")
             reaper.close()
 
-    async def _stop_all(self) -> None:
+    async def _stop_all(self, why: str) -> None:
         self.server.stop_listening()
+        if why != ASKED:
+            self.server.close()  # nobody wanted this: callers and readers see a lost supervisor, not a stopped session
         try:
             async with asyncio.timeout(STOP_LIMIT_S):
                 keepers = [one for one in self.registry.by_id.values() if not isinstance(one, TreeKeeper)]

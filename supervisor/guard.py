@@ -1,6 +1,6 @@
 """The guard: starts the supervisor, waits for its end, and leaves nothing behind (design, section 3).
 
-    python -I -S supervisor/guard.py [--detach] [--socket PATH] [--fds 5,6] -- ARGV...
+    python -I -S supervisor/guard.py [--detach] [--rmdir DIR] [--socket PATH] [--fds 5,6] -- ARGV...
 
 It is a subreaper above everything that the supervisor starts, so whatever survives the supervisor becomes its child. It
 kills all of that through pidfds until nothing is left, removes the socket, and exits as the supervisor did (128+n for
@@ -34,7 +34,7 @@ CLEANUP_LIMIT_S = 10.0
 ORPHAN_POLL_MS = 1000
 """As PID 1 the guard adopts what is not below the supervisor (``docker exec``); without SIGCHLD it has to look."""
 
-USAGE = "usage: guard.py [--detach] [--socket PATH] [--fds N,N...] -- ARGV..."
+USAGE = "usage: guard.py [--detach] [--rmdir DIR] [--socket PATH] [--fds N,N...] -- ARGV..."
 
 
 class Options(NamedTuple):
@@ -44,6 +44,7 @@ class Options(NamedTuple):
     socket_path: str | None
     fds: list[int]
     detach: bool
+    directory: str | None
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
@@ -71,6 +72,11 @@ def main(arguments: Sequence[str]) -> NoReturn:
     proctree.kill_descendants(limit_s=CLEANUP_LIMIT_S)
     if options.socket_path is not None:
         remove_socket(options.socket_path)
+    if options.directory is not None:
+        try:
+            os.rmdir(options.directory)
+        except OSError:
+            pass  # something else is in it, or it went with its program
     os._exit(status)
 
 
@@ -79,13 +85,16 @@ def parse(arguments: Sequence[str]) -> Options:
     socket_path: str | None = None
     fds: list[int] = []
     detach = False
+    directory: str | None = None
     left = list(arguments)
     while left:
         match left.pop(0):
             case "--" if left:
-                return Options(left, socket_path, fds, detach)
+                return Options(left, socket_path, fds, detach, directory)
             case "--socket" if left:
                 socket_path = left.pop(0)
+            case "--rmdir" if left:
+                directory = left.pop(0)
             case "--detach":
                 detach = True
             case "--fds" if left:

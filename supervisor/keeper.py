@@ -32,7 +32,7 @@ from athena.errors import (
 from athena.events import Event, check_session_id, new_session_id
 from athena.proctree import send_signal
 from athena.stores.jsonl import JsonlStore
-from athena.wire import Frame, Header
+from athena.wire import MAX_ANSWER_BYTES, Frame, Header
 from supervisor import vocabulary as words
 from supervisor.calls import Calls, reply, reply_error
 from supervisor.hub import Topic
@@ -215,6 +215,8 @@ class Keeper(Leaf):
             extra["turn"] = self._interrupting = self.facts.turn
             self._after(INTERRUPT_S, "interrupt", self._insist_on_interrupt, self.facts.turn)
         request_id = self.calls.add(channel, frame, **extra)
+        if frame.header.get("op") in ("interrupt", "cancel") and not extra:
+            self._after(INTERRUPT_S, request_id, self._give_up, request_id)
         if self._is_ready():
             pending = self.calls.pending[request_id]
             self._send(pending.header, pending.body)
@@ -272,7 +274,11 @@ class Keeper(Leaf):
         self.serial = self._sup.next_serial()
         closed = asyncio.Event()
         self._channel = await open_pipes(
-            launched.read_fd, launched.write_fd, lambda f: self._on_frame(incarnation, f), lambda _: closed.set()
+            launched.read_fd,
+            launched.write_fd,
+            lambda f: self._on_frame(incarnation, f),
+            lambda _: closed.set(),
+            max_body_bytes=MAX_ANSWER_BYTES,
         )
         self._sup.registry.bind_pid(self, process.pid)
         self.feed(words.Spawned(incarnation, process.pid))
@@ -375,6 +381,13 @@ class Keeper(Leaf):
         if self.facts.turn == turn and self.core.state is State.RUNNING:
             self.kill("interrupt")
 
+    def _give_up(self, request_id: int) -> None:
+        """Nothing runs that could be killed for it, and the child is silent."""
+        pending = self.calls.pending.pop(request_id, None)
+        if pending is not None:
+            error = Unresponsive(f"{self.label} does not answer now; no turn of it runs")
+            reply_error(pending.channel, pending.client_id, error)
+
     def _answer_from_log(self, request_id: int) -> None:
         pending = self.calls.pending.pop(request_id, None)
         if pending is not None:
@@ -409,6 +422,8 @@ class Keeper(Leaf):
     def _start_error(self, reason: Reason) -> AthenaError:
         if isinstance(reason, dict) and isinstance(reason.get("error"), str):
             return from_wire(reason)  # the child's own refusal, which names the option
+        if self.facts.degraded:
+            return StartError(f"{self.label} could not start: its log cannot be written (disk full?)", reason=reason)
         hint = f"; its output is in {self.log_file}" if self.log_file.exists() and self.log_file.stat().st_size else ""
         return StartError(f"{self.label} could not start: {reason!r}{hint}", reason=reason)
 

@@ -31,8 +31,9 @@ class Registry:
         session_id, name = keeper.session_id, keeper.name
         taken = self.by_id.get(session_id) or (self.by_name.get(name) if name else None)
         if taken is not None:
+            where = f"is already running (pid {taken.os_pid})" if taken.os_pid else "is already being started"
             raise AlreadyStarted(
-                f"session {taken.label} is already running (pid {taken.os_pid or 'starting'}); attach to it or stop it",
+                f"{taken.label} {where}; attach to it or stop it",
                 pid=taken.pid_value(),
                 session_id=taken.session_id,
             )

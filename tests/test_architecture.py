@@ -100,6 +100,7 @@ LONG_FILES: dict[str, str] = {
     "athena/proctree.py": "all rules of killing a tree in one place, and the guard can import one file only",
     "athena/runner.py": "one engine: what clients ask and what steps do share its state",
     "athena/session.py": "one method for each call of the public interface, with its contract",
+    "athena/session_calls.py": "one function for each call, and the border where what users give is checked",
     "athena/stores/jsonl.py": "writer and reader of one format",
     "athena/supervisors.py": "which supervisor, and how one is started and stopped, from one side",
     "supervisor/child_spec.py": "one check for each field, in OTP's order",

@@ -166,7 +166,7 @@ def sends_another_frame(connection: socket.socket) -> None:
     connection.recv(65536)
 
 
-FOREIGN = [is_silent, speaks_http, sends_another_frame]
+FOREIGN = [speaks_http, sends_another_frame]
 
 
 CLIENTS: dict[str, Callable[[Path], object]] = {
@@ -187,6 +187,15 @@ def test_what_is_no_supervisor_is_refused(
 ) -> None:
     monkeypatch.setattr(client, "HELLO_S", 0.1)
     with listener(where, answer), pytest.raises(Refused, match="Athena"):
+        attach(where)
+
+
+@both_clients
+def test_what_is_silent_may_be_a_stopped_supervisor(
+    attach: Callable[[Path], object], where: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "HELLO_S", 0.1)
+    with listener(where, is_silent), pytest.raises(Unresponsive, match="or another program"):
         attach(where)
 
 

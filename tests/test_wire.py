@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from athena.errors import ProtocolError
-from athena.wire import MAX_FRAME_BYTES, PART_BYTES, Frame, Framer, Outbox, encode
+from athena.wire import MAX_ANSWER_BYTES, MAX_FRAME_BYTES, PART_BYTES, Frame, Framer, Outbox, encode
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)  # what JSON can carry: all of Unicode but lone surrogates
 VALUES = st.recursive(
@@ -103,7 +103,19 @@ def test_an_oversized_body_is_refused_where_it_is_sent() -> None:
     with pytest.raises(ProtocolError, match="limit"):
         encode({"kind": "x"}, bytes(MAX_FRAME_BYTES))
     with pytest.raises(ProtocolError, match="limit"):
-        Outbox().put({"kind": "x"}, bytes(MAX_FRAME_BYTES + 1))
+        Framer().feed(b"".join(iter(parts(MAX_FRAME_BYTES + 1).take, None)))
+
+
+def test_an_answer_may_be_larger_than_a_frame() -> None:
+    raw = b"".join(iter(parts(MAX_FRAME_BYTES + 1).take, None))
+    (frame,) = Framer(max_body_bytes=MAX_ANSWER_BYTES).feed(raw)
+    assert (frame.kind, len(frame.body)) == ("x", MAX_FRAME_BYTES + 1)
+
+
+def parts(size_bytes: int) -> Outbox:
+    box = Outbox()
+    box.put({"kind": "x"}, bytes(size_bytes))
+    return box
 
 
 def test_a_body_whose_parts_add_up_to_too_much_is_refused() -> None:

@@ -262,6 +262,7 @@ def _interrupted(state: SessionState, event: Event) -> None:
 def _turn_end(state: SessionState, event: Event) -> None:
     turn = state.turn
     message_id = event.data.get("message_id") or (turn.message_id if turn else "")
+    state.queue = deque(m for m in state.queue if m.message_id != message_id)  # its turn_start may be a bad line
     state.ended[message_id] = Ended(event.turn or "", event.data, len(state.messages), event.ts)
     state.turn = None
 

@@ -167,6 +167,8 @@ class JsonlLog:
         with self._lock:
             self._check(event)
             try:
+                if os.fstat(self._fd).st_nlink == 0:  # nobody would ever read what is written now
+                    raise FileNotFoundError(errno.ENOENT, "the log was deleted")
                 if self._broken:
                     self._roll_back()
                 self._broken = True  # until the numbers below are right again, whatever interrupts us
