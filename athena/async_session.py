@@ -31,7 +31,7 @@ from athena.loop.result import Result
 from athena.messages import Message, Usage
 from athena.monitor import Down
 from athena.pid import Pid
-from athena.recovery import ANSWER_S, RETRY_S, Granted, Recovery, gone, start_limit_s
+from athena.recovery import ANSWER_S, ANSWERED_AT_ONCE, RETRY_S, Granted, Recovery, gone, start_limit_s
 from athena.session_calls import Call, Identity, StartOptions
 from athena.stored import resume as resume_stored
 from athena.stored import stored_rows
@@ -494,7 +494,7 @@ async def perform(target: Target, call: Call[T], timeout: float | None) -> T:
     except TimeoutError as error:
         if isinstance(error, AthenaError):
             raise
-        if call.message_id is None:
+        if call.op in ANSWERED_AT_ONCE:
             raise Unresponsive(f"the supervisor at {str(target.path)!r} does not answer; is it stopped?") from None
         raise call_timeout(call.op, timeout, call.message_id) from None
     return call.read(frame)

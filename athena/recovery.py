@@ -32,6 +32,11 @@ T = TypeVar("T")
 ANSWER_S = 10.0
 """How long a call that the supervisor answers itself waits before the supervisor counts as unresponsive."""
 
+ANSWERED_AT_ONCE = frozenset(
+    {"attach", "whereis", "list", "status", "messages", "usage", "queue", "interrupt", "cancel"}
+)
+"""Operations whose answer never waits for a turn, a start or an end: silence is then the supervisor's."""
+
 RETRY_S = 0.05
 
 STEADY_S = 1.0
@@ -133,7 +138,7 @@ def perform(target: Target, call: Call[T], timeout: float | None) -> T:
     except TimeoutError as error:
         if isinstance(error, AthenaError):
             raise
-        if call.message_id is None:  # what the supervisor answers at once
+        if call.op in ANSWERED_AT_ONCE:
             raise Unresponsive(f"the supervisor at {str(target.path)!r} does not answer; is it stopped?") from None
         raise call_timeout(call.op, timeout, call.message_id) from None
     return call.read(frame)

@@ -324,8 +324,10 @@ def test_stat_reads_rows_whose_name_has_parentheses_and_blanks(tmp_path: Path) -
 
 def test_environment_is_the_one_at_the_start() -> None:
     with subprocess.Popen(["sleep", "600"], env={"A": "1=2", "B": ""}) as child:
-        assert proctree.read_environ(child.pid) == {"A": "1=2", "B": ""}
-        child.kill()
+        try:  # while its exec is under way, the kernel shows no environment
+            wait_until(lambda: proctree.read_environ(child.pid) == {"A": "1=2", "B": ""})
+        finally:
+            child.kill()
 
 
 def test_exit_status_peeks_and_reaps() -> None:
