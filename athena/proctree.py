@@ -22,6 +22,10 @@ from typing import NamedTuple
 PR_SET_CHILD_SUBREAPER = 36
 PR_GET_CHILD_SUBREAPER = 37
 
+PF_EXITING = 0x4
+"""In the flags of ``/proc/<pid>/stat`` (include/linux/sched.h)."""
+
+_EXITING_WAIT_S = 0.001
 _PASS_WAIT_S = 0.02
 """Longest wait between two passes of a hunt: new forks of something that dies slowly are met this soon."""
 
@@ -34,6 +38,12 @@ class Stat(NamedTuple):
     sid: int
     starttime: int
     state: str
+    flags: int
+
+    @property
+    def is_exiting(self) -> bool:
+        """Whether it is on its way to a zombie: it shows no environment any more and still has its children."""
+        return bool(self.flags & PF_EXITING) and self.state not in "ZX"
 
 
 class Identity(NamedTuple):
@@ -66,7 +76,7 @@ def stat(pid: int) -> Stat | None:
         return None
     # The name, in parentheses, may hold anything, ") " included: only what follows the last one is fields.
     fields = text[text.rindex(b")") + 2 :].split()
-    return Stat(int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]), fields[0].decode())
+    return Stat(int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]), fields[0].decode(), int(fields[6]))
 
 
 def identity(pid: int) -> Identity | None:
@@ -224,6 +234,7 @@ class Hunt:
         # What a member can share with us says nothing about who belongs to the tree.
         self._foreign = {self._me, own.sid, own.pgid} if own else {self._me}
         self._clean_passes = 0
+        self._has_undecided = False
 
     def __enter__(self) -> Hunt:
         return self
@@ -247,6 +258,7 @@ class Hunt:
         Gone means that two passes in a row found nothing alive: a listing made while siblings exit can miss one.
         """
         self._out_of_reach.clear()
+        self._has_undecided = False
         self._forget_ended()
         self._remember_below_root()
         self._kill_root_group()
@@ -255,7 +267,7 @@ class Hunt:
             found_alive |= self._kill(pid)
         for member in self._members - self._ended - self._fds.keys():
             found_alive |= self._kill(member.pid, member)
-        self._clean_passes = 0 if found_alive else self._clean_passes + 1
+        self._clean_passes = 0 if found_alive or self._has_undecided else self._clean_passes + 1
         return self._clean_passes >= 2
 
     def alive(self) -> list[int]:
@@ -323,7 +335,14 @@ class Hunt:
             return False
         if Identity(child, row.starttime) in self._members or {row.sid, row.pgid} & self._sessions:
             return True
-        return self._cookie is not None and self._cookie in _read(f"/proc/{child}/environ").split(b"\0")
+        if self._cookie is None:
+            return False
+        if self._cookie in _read(f"/proc/{child}/environ").split(b"\0"):
+            return True
+        # One that is exiting shows no environment any more, and what it has below itself comes to us next.
+        row = stat(child)
+        self._has_undecided |= row is not None and row.is_exiting
+        return False
 
     def _kill(self, pid: int, known: Identity | None = None) -> bool:
         """Kill one process of the tree; only if it is ``known``, where that is given. Returns whether it was alive."""
@@ -363,7 +382,10 @@ class Hunt:
         return row, fd
 
     def _wait(self, timeout_s: float) -> None:
-        """Until all that was signalled has ended, or the timeout."""
+        """Until all that was signalled has ended, or the timeout; a moment if only an exiting process is in doubt."""
+        if self._has_undecided:
+            time.sleep(min(timeout_s, _EXITING_WAIT_S))
+            return
         deadline = time.monotonic() + timeout_s
         poll = select.poll()
         waiting = set(self._fds.values()) | ({self._root_fd} if self._root_fd is not None else set())

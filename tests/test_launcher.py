@@ -19,6 +19,7 @@ from athena.errors import InvalidOption, StartError
 from supervisor.launcher import Launcher, LaunchRequest, PlainLauncher
 from supervisor.logfile import KEEP_BYTES, ROTATE_AT_START_BYTES, TRIM_BYTES, LogFile
 from supervisor.process import ExitStatus, ProcessTable
+from supervisor.reaper import Reaper
 from supervisor.zygote_launcher import ZygoteLauncher
 from tests.helpers import wait_until_async
 from tests.process_fixtures import ask, close, program, read_line, session, table
@@ -34,9 +35,12 @@ def zygote_launcher(table: ProcessTable, tmp_path: Path, entry: str = "serve") -
 @pytest.fixture
 async def launcher(table: ProcessTable, tmp_path: Path) -> AsyncIterator[ZygoteLauncher]:
     launcher = zygote_launcher(table, tmp_path)
+    reaper = Reaper(table)
+    reaper.start()
     await launcher.start()
     yield launcher
     await launcher.close()
+    reaper.close()
 
 
 def test_request_without_sense_is_refused(tmp_path: Path) -> None:
@@ -158,7 +162,7 @@ async def test_launches_fail_over_from_a_killed_zygote(
     for child in children:
         assert await read_line(child) == "ready"
     mine = {child.process.pid for child in children} | {launcher.zygote.pid if launcher.zygote else 0}
-    assert set(proctree.children_of(os.getpid())) == mine, "no half-made child is left"
+    await wait_until_async(lambda: set(proctree.children_of(os.getpid())) == mine)  # no half-made child is left
     for child in children:
         child.process.kill()
         await child.process.wait()

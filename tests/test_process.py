@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -146,6 +148,31 @@ async def test_tool_without_any_mark_dies_if_it_was_seen(launcher: ZygoteLaunche
     await child.process.wait()
     assert proctree.stat(tool) is None
     close(child)
+
+
+FREES_LONG = """
+import os, subprocess, sys
+memory = bytearray(400 << 20)  # its memory goes before its children do, and that takes a while
+child = subprocess.Popen(["sleep", "1000"], env={"ATHENA_COOKIE": "cookie-1", "PATH": os.environ["PATH"]})
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_hunt_waits_for_what_an_exiting_process_has_below_it(table: ProcessTable) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", FREES_LONG], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert parent.stdin
+    assert parent.stdout
+    with parent.stdin, parent.stdout:
+        child = int(parent.stdout.readline())
+        wait_until(lambda: proctree.read_environ(child).get("ATHENA_COOKIE"))
+        parent.kill()
+        wait_until(lambda: (row := proctree.stat(parent.pid)) is None or row.is_exiting or row.state == "Z")
+        with proctree.Hunt(None, None, cookie=("ATHENA_COOKIE", "cookie-1")) as hunt:
+            assert hunt.run(10 * TIME_UNIT)
+        assert proctree.stat(child) is None
+        parent.wait()
 
 
 @pytest.mark.slow
