@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, assert_never
 
+from athena.child_spec_rules import ChildId, as_json
 from athena.errors import InvalidSpec, Reason
-from supervisor.child_spec import ChildId, ChildSpec, as_json, parse_dynamic_spec
+from supervisor.child_spec import ChildSpec, parse_dynamic_spec
 from supervisor.flags import DynamicFlags, SupervisorFlags
 from supervisor.node import Child, Node, Work
 from supervisor.restart import Intensity, is_clean, should_restart
@@ -226,7 +227,7 @@ class DynamicNode(_PoolNode):
         try:
             spec = parse_dynamic_spec(given)
         except InvalidSpec as error:
-            return Refused(error.tag, error.value)
+            return Refused(error.tag, error.value, text=error.message)
         # Children that are restarting have their slot (13); it is asked before anything is started.
         if self.flags.max_children is not None and len(self._children) >= self.flags.max_children:
             return Refused("max_children")

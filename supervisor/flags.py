@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from supervisor.child_spec import AUTO_SHUTDOWNS, AutoShutdown, spec_error
+from athena.child_spec_rules import AUTO_SHUTDOWNS, AutoShutdown, spec_error
+from athena.spec_checks import MAX_WIRE_INT
 from supervisor.restart import Intensity
-from supervisor.spec import CHECKS_BY_FIELD, MAX_WIRE_INT
+from supervisor.spec import CHECKS_BY_FIELD
 
 _OLD_FORM = ("strategy", "max_restarts", "max_seconds")
 _OTP_RESTARTS, _OTP_SECONDS = 1, 5  # of a bare flags mapping; the 3 in 5 s are start_link's, as in Elixir (3)

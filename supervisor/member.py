@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from athena.child_spec_rules import ChildId
 from athena.errors import AthenaError, Reason
-from supervisor.child_spec import ChildId
 from supervisor.tree_vocabulary import StartOutcome
 
 LABEL_CHARS = 120
@@ -49,6 +49,9 @@ class Member(ABC):
         self.serial = serial
         self.label = label
         self._supervisor_id = supervisor_id
+        self.on_gone: Callable[[Reason], None] = lambda _: None
+        """Called when it is gone, behind what its monitors are told and before anything else happens. A kind of member
+        that does not call it is known by :meth:`wait` alone."""
 
     @abstractmethod
     async def start(self) -> StartOutcome:
@@ -73,6 +76,11 @@ class Member(ABC):
     @property
     def os_pid(self) -> int | None:
         """The number of its process; a supervisor has none of its own."""
+        return None
+
+    @property
+    def status_text(self) -> str | None:
+        """What it says of itself, if it does (sd_notify(3))."""
         return None
 
     def pid_value(self) -> dict[str, Any]:

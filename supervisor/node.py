@@ -25,8 +25,9 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from athena.child_spec_rules import ChildId
 from athena.errors import Reason
-from supervisor.child_spec import ChildId, ChildSpec
+from supervisor.child_spec import ChildSpec
 from supervisor.core import IllegalTransition
 from supervisor.restart import Intensity, Restart, is_clean
 from supervisor.tree_vocabulary import (

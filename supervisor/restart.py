@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, replace
 
 from athena.errors import InvalidSpec, Reason
+from athena.spec_checks import is_number
 
 
 class Restart(enum.StrEnum):
@@ -104,16 +105,6 @@ class FailedStarts:
         """With one more that failed for ``reason``."""
         alike = self.alike + 1 if self.count and reason == self.last else 1
         return FailedStarts(self.count + 1, alike, reason)
-
-
-def is_number(value: object) -> bool:
-    """Whether ``value`` is a finite int or float. Bools are none, and neither is an int too large for a timer."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 @dataclass(frozen=True, slots=True)

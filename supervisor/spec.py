@@ -8,22 +8,31 @@ are sections of `reference/otp.md`.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from athena.errors import InvalidSpec
-from supervisor.restart import Backoff, Restart, is_number
+from athena.spec_checks import (
+    RESTART,
+    SHUTDOWN,
+    START_TIMEOUT,
+    TIMEOUT,
+    Check,
+    Shutdown,
+    Timeout,
+    carried,
+    is_count,
+    is_seconds,
+    is_timeout,
+)
+from supervisor.restart import Backoff, Restart
 
-Timeout = float | Literal["infinity"]
-"""Seconds, or no limit."""
+Ceiling = int | Literal["infinity"]
+"""The most there may be of something, or no limit."""
 
-Shutdown = float | Literal["brutal_kill", "infinity"]
-"""Seconds between the polite signal and the kill; no polite signal; or no kill."""
-
-
-MAX_WIRE_INT = 2**63 - 1
-"""The largest integer that every reader of our JSON can hold."""
+MemoryCeiling = int | Literal["half", "infinity"]
+"""Bytes, half of what the machine (or the supervisor's container) has, or no limit."""
 
 _DEFAULT_BACKOFF = Backoff()
 
@@ -39,6 +48,14 @@ class SessionSpec:
         shutdown: what a stop does before it kills; OTP's default for a worker. 0 signals and kills with no wait.
         start_timeout: seconds from spawn to readiness. OTP has none; an OS process can hang before it can speak.
         hang_timeout: seconds a child that has work may be silent before it is killed as ``hung``.
+        hibernate_after: seconds without anything to do after which the session goes on without a process.
+        max_memory: bytes of anonymous and shared memory, swapped or not, that the whole process tree may use; more ends
+            its life as ``{"limit": "memory"}``. A share of the machine as default: no constant suits a laptop and a
+            build server, and a tree above half of either is about to take the others along.
+        max_processes: processes in the tree, the session's own included; more end it as ``{"limit": "processes"}``.
+        max_files: open files of each process of the tree, by the kernel: an open beyond it fails with EMFILE there.
+        turn_timeout: seconds of wall time a turn may take, waiting for permissions and restarts included; then its
+            life ends as ``{"limit": "turn_time"}`` and the turn as interrupted.
         boot_failures: equal failures in a row before readiness that end in ``failed``: what fails the same way three
             times is broken, not unlucky.
         backoff: pause between failed restarts; ``None`` for OTP's behaviour (none).
@@ -53,6 +70,11 @@ class SessionSpec:
     shutdown: Shutdown = 5.0
     start_timeout: Timeout = 30.0
     hang_timeout: Timeout = 30.0
+    hibernate_after: Timeout = 600.0
+    max_memory: MemoryCeiling = "half"
+    max_processes: Ceiling = 1024
+    max_files: Ceiling = "infinity"
+    turn_timeout: Timeout = "infinity"
     boot_failures: int = 3
     backoff: Backoff | None = _DEFAULT_BACKOFF
 
@@ -71,7 +93,7 @@ class SessionSpec:
             raise InvalidSpec(
                 f"a session's options are {reprlib.repr(options)}: expected a mapping of option names to values",
                 tag="invalid_child_spec",
-                value=_carried(options),
+                value=carried(options),
             )
         given = {name: options[name] for name in SPEC_OPTIONS if name in options}
         if CHECKS_BY_FIELD["restart"].is_legal(given.get("restart")):
@@ -81,73 +103,61 @@ class SessionSpec:
         return replace(cls(**given), backoff=_backoff(pause))
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One field's rule: OTP's tag, the test, what is expected in words, and a value that helps."""
-
-    field: str
-    tag: str
-    is_legal: Callable[[Any], bool]
-    expected: str
-    example: str
-
-    def require(self, value: object) -> None:
-        """Raises :class:`~athena.errors.InvalidSpec` unless ``value`` is legal."""
-        if not self.is_legal(value):
-            raise InvalidSpec(
-                f"{self.field}={reprlib.repr(value)} is refused: expected {self.expected}; for example"
-                f" {self.field}={self.example}",
-                tag=self.tag,
-                value=_carried(value),
-            )
-
-
 def check_shutdown(value: object) -> None:
     """Raises :class:`~athena.errors.InvalidSpec` (``invalid_shutdown``) unless ``value`` is a :data:`Shutdown`."""
     CHECKS_BY_FIELD["shutdown"].require(value)
 
 
-def _is_restart(value: object) -> bool:
-    return isinstance(value, str) and value in list(Restart)
+def _is_ceiling(value: object, least: int, *words: str) -> bool:
+    return value in words if isinstance(value, str) else is_count(value, least)
 
 
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= MAX_WIRE_INT
+LEAST_MEMORY_BYTES = 16 * 1024 * 1024
+"""An idle session needs about half of it; less is meant in another unit."""
 
-
-def _is_seconds(value: Any, *words: str) -> bool:
-    return value in words if isinstance(value, str) else is_number(value) and value >= 0
-
-
-def _is_timeout(value: object) -> bool:
-    return _is_seconds(value, "infinity") and value != 0
-
-
-_TIMEOUT = "seconds > 0 as int or float, or 'infinity'"
+LEAST_FILES = 64
+"""A session's own process has about twenty open."""
 
 CHECKS: tuple[Check, ...] = (
     # OTP reads a supervisor's flags before its children's specs: intensity, period (otp.md 3) ...
-    Check("max_restarts", "invalid_intensity", lambda value: _is_count(value, 0), "an integer >= 0", "3"),
+    Check("max_restarts", "invalid_intensity", lambda value: is_count(value, 0), "an integer >= 0", "3"),
     Check(
         "max_seconds",
         "invalid_period",
-        lambda value: _is_seconds(value) and value != 0,
+        lambda value: is_seconds(value) and value != 0,
         "finite seconds > 0 as int or float",
         "5",
     ),
     # ... then restart before shutdown (otp.md 2) ...
-    Check("restart", "invalid_restart_type", _is_restart, "'permanent', 'transient' or 'temporary'", repr("transient")),
-    Check(
-        "shutdown",
-        "invalid_shutdown",
-        lambda value: _is_seconds(value, "brutal_kill", "infinity"),
-        "seconds >= 0 as int or float, 'brutal_kill' or 'infinity'",
-        "5.0",
-    ),
+    RESTART,
+    SHUTDOWN,
     # ... and Athena's additions last, named alike.
-    Check("start_timeout", "invalid_start_timeout", _is_timeout, _TIMEOUT, "30.0"),
-    Check("hang_timeout", "invalid_hang_timeout", _is_timeout, _TIMEOUT, "30.0"),
-    Check("boot_failures", "invalid_boot_failures", lambda value: _is_count(value, 1), "an integer >= 1", "3"),
+    START_TIMEOUT,
+    Check("hang_timeout", "invalid_hang_timeout", is_timeout, TIMEOUT, "30.0"),
+    Check("hibernate_after", "invalid_hibernate_after", is_timeout, TIMEOUT, "600.0"),
+    Check(
+        "max_memory",
+        "invalid_max_memory",
+        lambda value: _is_ceiling(value, LEAST_MEMORY_BYTES, "half", "infinity"),
+        f"bytes as an integer >= {LEAST_MEMORY_BYTES}, 'half' (of the machine's memory) or 'infinity'",
+        str(2 * 1024**3),
+    ),
+    Check(
+        "max_processes",
+        "invalid_max_processes",
+        lambda value: _is_ceiling(value, 1, "infinity"),
+        "an integer >= 1 or 'infinity'",
+        "1024",
+    ),
+    Check(
+        "max_files",
+        "invalid_max_files",
+        lambda value: _is_ceiling(value, LEAST_FILES, "infinity"),
+        f"an integer >= {LEAST_FILES} or 'infinity'",
+        "4096",
+    ),
+    Check("turn_timeout", "invalid_turn_timeout", is_timeout, TIMEOUT, "600.0"),
+    Check("boot_failures", "invalid_boot_failures", lambda value: is_count(value, 1), "an integer >= 1", "3"),
     Check(
         "backoff",
         "invalid_backoff",
@@ -170,16 +180,3 @@ def _backoff(value: Any) -> Backoff | None:
     CHECKS_BY_FIELD["backoff"].require(value)
     backoff: Backoff | None = value
     return backoff
-
-
-def _carried(value: object) -> object:
-    """``value`` if JSON carries it as it is, else its shortened repr: the error crosses the wire."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return value if value.isprintable() else reprlib.repr(value)  # a lone surrogate has no UTF-8 form
-    if isinstance(value, int):
-        return value if abs(value) <= MAX_WIRE_INT else reprlib.repr(value)
-    if isinstance(value, float) and is_number(value):
-        return value
-    return reprlib.repr(value)

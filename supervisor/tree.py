@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import assert_never
 
+from athena.child_spec_rules import ChildId
 from athena.errors import InvalidSpec, Reason
-from supervisor.child_spec import ChildId, ChildSpec, parse_child_spec
+from supervisor.child_spec import ChildSpec, parse_child_spec
 from supervisor.flags import Strategy, SupervisorFlags
 from supervisor.node import Child, Node, Work
 from supervisor.restart import should_restart
@@ -183,7 +184,7 @@ class StaticNode(Node):
         try:
             spec = parse_child_spec(given, self.flags.auto_shutdown)
         except InvalidSpec as error:
-            return Refused(error.tag, error.value)
+            return Refused(error.tag, error.value, text=error.message)
         known = self._children.get(spec.key)
         if known is not None:
             return Refused("already_present") if known.pid is None else Refused("already_started", known.pid)

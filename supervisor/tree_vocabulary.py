@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from athena.child_spec_rules import ChildId, ChildType, Modules
 from athena.errors import Reason
-from supervisor.child_spec import ChildId, ChildSpec, ChildType, Modules
+from supervisor.child_spec import ChildSpec
 
 Pid = int
 """A logical pid: the serial of one process or node. The driver never gives one twice (1)."""
@@ -217,6 +218,8 @@ class Refused:
     tag: str
     value: Any = None
     spec: Mapping[str, Any] | None = None
+    text: str = field(default="", compare=False)
+    """What is expected instead, in words; empty for tags that say it all."""
 
 
 @dataclass(frozen=True, slots=True)

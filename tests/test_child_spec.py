@@ -11,19 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from athena.child_spec_rules import as_json, check_childspecs, error_term
 from athena.errors import InvalidSpec
-from supervisor.child_spec import (
-    ChildSpec,
-    as_json,
-    check_childspecs,
-    error_term,
-    parse_child_spec,
-    parse_child_specs,
-    parse_dynamic_spec,
-)
+from athena.spec_checks import MAX_WIRE_INT
+from supervisor.child_spec import ChildSpec, parse_child_spec, parse_child_specs, parse_dynamic_spec
 from supervisor.flags import DynamicFlags, Strategy, SupervisorFlags, parse_dynamic_flags, parse_flags
 from supervisor.restart import Intensity, Restart
-from supervisor.spec import MAX_WIRE_INT
 
 START = "agents.echo:run"
 

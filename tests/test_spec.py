@@ -24,6 +24,11 @@ BAD: dict[str, list[Any]] = {
     "shutdown": [*NUMBERS_NOBODY_MEANS, "5", "brutal", None, [5]],
     "start_timeout": [*NUMBERS_NOBODY_MEANS, 0, "brutal_kill", None],
     "hang_timeout": [*NUMBERS_NOBODY_MEANS, 0, "never", None],
+    "hibernate_after": [*NUMBERS_NOBODY_MEANS, 0, "never", None],
+    "max_memory": [*NUMBERS_NOBODY_MEANS, 0, 512, 1e9, "2GB", None],
+    "max_processes": [*NUMBERS_NOBODY_MEANS, 0, 1.0, "half", None],
+    "max_files": [*NUMBERS_NOBODY_MEANS, 0, 63, 100.0, "many", None],
+    "turn_timeout": [*NUMBERS_NOBODY_MEANS, 0, "never", None],
     "boot_failures": [*NUMBERS_NOBODY_MEANS, 0, 1.0, None],
     "backoff": [True, 1, "none", {"bases": 1}, {1: 2}, [0.1], {"base_s": -1}, {"jitter": math.nan}],
 }
@@ -34,6 +39,11 @@ TAGS = {
     "shutdown": "invalid_shutdown",
     "start_timeout": "invalid_start_timeout",
     "hang_timeout": "invalid_hang_timeout",
+    "hibernate_after": "invalid_hibernate_after",
+    "max_memory": "invalid_max_memory",
+    "max_processes": "invalid_max_processes",
+    "max_files": "invalid_max_files",
+    "turn_timeout": "invalid_turn_timeout",
     "boot_failures": "invalid_boot_failures",
     "backoff": "invalid_backoff",
 }
@@ -46,6 +56,11 @@ GOOD: dict[str, list[Any]] = {
     "shutdown": [0, 0.0, 5, 1e9, "brutal_kill", "infinity"],
     "start_timeout": [0.001, 30, "infinity"],
     "hang_timeout": [1, 30.0, "infinity"],
+    "hibernate_after": [0.001, 600, "infinity"],
+    "max_memory": [16 * 1024 * 1024, 2**63 - 1, "half", "infinity"],
+    "max_processes": [1, 1024, "infinity"],
+    "max_files": [64, "infinity"],
+    "turn_timeout": [0.5, 600, "infinity"],
     "boot_failures": [1, 100],
     "backoff": [None, Backoff(cap_s=1)],
 }
@@ -59,7 +74,8 @@ def test_the_defaults_are_those_of_the_design() -> None:
     spec = SessionSpec.from_options({})
     assert spec == SessionSpec()
     assert (spec.restart, spec.max_restarts, spec.max_seconds, spec.shutdown) == ("transient", 3, 5, 5.0)
-    assert (spec.start_timeout, spec.hang_timeout, spec.boot_failures) == (30.0, 30.0, 3)
+    assert (spec.start_timeout, spec.hang_timeout, spec.hibernate_after) == (30.0, 30.0, 600.0)
+    assert spec.boot_failures == 3
     assert spec.backoff == Backoff(0.1, 2, 30, 0.5)
 
 
