@@ -44,6 +44,8 @@ PRELOAD = (
     "httpx_sse",
     "athena.child",
     "athena.function_child",
+    "athena.init_child",
+    "athena.server_child",
     "athena.runner",
     "athena.channel",
     "athena.permissions",
