@@ -52,6 +52,8 @@ class Child:
         self._parts: SessionParts | None = None
         self._session = ""
         self._ready = False
+        self._hibernates = False
+        """Whether this process ends and the session does not."""
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._held: list[tuple[Header, list[str]]] = []
         """Text that waits until the pipe has room."""
@@ -85,9 +87,13 @@ class Child:
         given = init.json()
         self._parts = parts = await build_session(init.header, given, self)
         runner = parts.runner
-        await runner.begin(
-            init.header.get("reason"), counted=bool(init.header.get("counted")), interrupt=init.header.get("interrupt")
-        )
+        # One that wakes goes on as if it had never slept: its log does not grow by that.
+        if not (init.header.get("wakes") and runner.state.events and runner.state.turn is None):
+            await runner.begin(
+                init.header.get("reason"),
+                counted=bool(init.header.get("counted")),
+                interrupt=init.header.get("interrupt"),
+            )
         facts = {"damage": parts.damage, "seq": runner.state.cursor.seq, "pid": os.getpid()}
         self._send({"kind": "ready", **facts, **self._position()}, control=True)
         # Messages whose senders still wait, or whose options are grants, come with it or right behind: the engine must
@@ -110,6 +116,7 @@ class Child:
         args = frame.json()
         try:
             await self.runner.accept(args["message_id"], args["text"], args.get("options"))
+            self.tell_settled(args["message_id"])
         except AthenaError:
             pass  # answering it raises the same again, for the caller
         if frame.header.get("id") is not None:
@@ -141,7 +148,7 @@ class Child:
             engine.result()  # raises what ended the engine: a bug, and main reports it
         reason = self._ended.result() if self._ended.done() else "normal"
         lost = self._is_lost()
-        if self._parts is not None and not lost:
+        if self._parts is not None and not lost and not self._hibernates:
             await self._parts.runner.recorder.record("session_end", {"reason": reason})
         await self._close_parts()
         proctree.kill_descendants()
@@ -189,6 +196,9 @@ class Child:
                 self._on_reply(frame)
             case "shutdown":
                 self._end(frame.header.get("reason", "shutdown"))
+            case "hibernate":
+                self._hibernates = not self._ended.done()
+                self._end("normal")
             case "hello":
                 pass  # the launcher started this very release
             case other:
@@ -305,6 +315,15 @@ class Child:
         for header, texts in held:
             self._send(header, "".join(texts).encode())
 
+    def tell_settled(self, message_id: str) -> None:
+        """If this message's turn has ended, or will never begin, say so: whoever keeps it may forget it.
+
+        The event that says it may have been lost with the last process, or sent before the message came again.
+        """
+        state = self.runner.state
+        if message_id in state.ended or message_id in state.cancelled:
+            self._send({"kind": "settled", "messages": [message_id]}, control=True)
+
     def degraded(self, what: str | None) -> None:
         """Tell the supervisor that writing fails, or works again."""
         self._send({"kind": "state", "session": self._session, "degraded": what}, control=True)
@@ -327,6 +346,7 @@ def result_body(result: Result) -> bytes:
 async def _send(child: Child, args: dict[str, Any]) -> bytes:
     runner, message_id = child.runner, args["message_id"]
     await runner.accept(message_id, args["text"], args.get("options"))
+    child.tell_settled(message_id)
     if args.get("wait"):
         return await _result(child, args)
     return dumps({"message_id": message_id, "seq": runner.state.receipts[message_id].seq})

@@ -27,7 +27,7 @@ class Pid(int):
 
     @property
     def is_logical(self) -> bool:
-        """Whether it is a supervisor's, and no OS process."""
+        """Whether it is no OS process: a supervisor's, a registry's, or that of a session that sleeps."""
         return int(self) > LOGICAL
 
     def __repr__(self) -> str:

@@ -12,8 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from athena.channel import Channel
-from athena.errors import AthenaError, to_wire
+from athena.errors import AthenaError, Busy, to_wire
 from athena.wire import PART_BYTES, Frame, Header, dumps
+
+WAITING_LIMIT = 1024
+"""Unanswered requests of one session; the next one is refused with :class:`Busy`."""
+
+HELD_BYTES = 256 * 1024 * 1024
+"""What the kept requests and messages of one session may hold in all; one that is above it alone is refused too."""
 
 
 def reply(channel: Channel, request_id: object, body: bytes, *, ok: bool = True, **extra: object) -> None:
@@ -53,13 +59,22 @@ class Calls:
         self._ids = itertools.count(1)
 
     def add(self, channel: Channel, frame: Frame, **extra: object) -> int:
-        """Keep a client's request. Returns the id it has towards the child."""
+        """Keep a client's request. Returns the id it has towards the child. Raises :class:`Busy`."""
+        self._check_room(len(frame.body))
         request_id = next(self._ids)
         header = {k: v for k, v in frame.header.items() if k != "id"} | extra | {"id": request_id}
         self.pending[request_id] = Pending(channel, frame.header.get("id"), header, frame.body)
         if header.get("op") == "send":
             self.sends.setdefault(str(header.get("message_id")), (header, frame.body))
         return request_id
+
+    def _check_room(self, size_bytes: int) -> None:
+        if len(self.pending) >= WAITING_LIMIT:
+            raise Busy(f"{WAITING_LIMIT} requests wait for this session already; try again", limit=WAITING_LIMIT)
+        bodies = {id(body): len(body) for _, body in self.sends.values()}  # a message that waits is in both tables
+        bodies |= {id(one.body): len(one.body) for one in self.pending.values()}
+        if sum(bodies.values()) + size_bytes > HELD_BYTES:
+            raise Busy(f"requests of {HELD_BYTES} bytes wait for this session already; try again", limit=HELD_BYTES)
 
     def answer(self, frame: Frame) -> None:
         """The child's reply: relay it. A late one, already answered otherwise, is dropped."""

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from athena.errors import Reason
+from athena.spec_checks import Shutdown
 from supervisor.restart import FailedStarts, Intensity, is_clean, should_restart
-from supervisor.spec import SessionSpec, Shutdown
+from supervisor.spec import SessionSpec
 from supervisor.vocabulary import (
     Announce,
     BackoffElapsed,
@@ -31,6 +32,7 @@ from supervisor.vocabulary import (
     Effect,
     Exited,
     FailCalls,
+    HibernateRequested,
     InitFailed,
     Input,
     Kill,
@@ -54,10 +56,12 @@ from supervisor.vocabulary import (
     StopTimeout,
     Timer,
     TimerInput,
+    WakeRequested,
     Wanted,
 )
 
-# The driver speaks to the machine in these words, wherever they are defined.
+HIBERNATE_S = 5.0
+"""Within this a child falls asleep whose ``shutdown`` is unlimited: calls wait for its next life meanwhile."""
 
 
 class IllegalTransition(RuntimeError):
@@ -80,11 +84,17 @@ class _Life:
     boot_error: Reason = None  # why its start has failed already, while its exit is awaited
     killed: bool = False
     held: SendShutdown | Kill | None = None  # an order that waits for the launch to be over
+    stop_deadline: float = math.inf
+    is_needed: bool = False  # somebody needs the child while it falls asleep
+    wakes: bool = False  # it goes on with a process that slept
+    ended_for: Reason = None  # why it was ended on its way to sleep or back, where its own exit tells nothing
 
 
 _REFUSALS: dict[State, RestartError] = {
     State.STARTING: "restarting",
     State.RUNNING: "running",
+    State.HIBERNATING: "running",
+    State.HIBERNATED: "running",
     State.BACKOFF: "restarting",
     State.STOPPING: "not_found",
 }
@@ -98,7 +108,7 @@ class SessionCore:
         self.state = State.NEW
         self.wanted = Wanted.DOWN
         self.incarnation = 0
-        """The life that is or was last; counts from 1."""
+        """The life that is or was last; counts from 1. A wake begins one too, and is no restart."""
         self.reason: Reason = None
         """Why the session is in its state: as announced."""
         self.last_reason: Reason = None
@@ -107,7 +117,6 @@ class SessionCore:
         self._intensity = Intensity(spec.max_restarts, spec.max_seconds)
         self._failed = FailedStarts()
         self._timers: set[Timer] = set()
-        self._stop_deadline = math.inf
         self._effects: list[Effect] = []
         self._life = _Life()
 
@@ -121,7 +130,12 @@ class SessionCore:
     @property
     def pid(self) -> int | None:
         """The OS pid of the live process."""
-        return self._life.pid if self.state in (State.STARTING, State.RUNNING, State.STOPPING) else None
+        return self._life.pid if self.state in _WITH_PROCESS else None
+
+    @property
+    def wakes(self) -> bool:
+        """Whether the current life goes on with a process that slept, under its serial."""
+        return self._life.wakes
 
     def restarts_in_window(self, now: float) -> int:
         """Automatic restarts that count against the intensity at ``now``."""
@@ -184,7 +198,9 @@ class SessionCore:
         """A death before readiness is a failed start whatever its reason, a clean one included (5)."""
         self._cancel(Timer.START)
         reason = given.reason if self._life.boot_error is None else self._life.boot_error
-        if self._try is _Try.FIRST:  # nothing is left of it, the intensity is not asked (8, 19.9)
+        if self._life.ended_for is not None:  # a process that slept was ended: it did not fail to start
+            self._on_run_exit(Exited(given.incarnation, self._life.ended_for, given.random), now)
+        elif self._try is _Try.FIRST:  # nothing is left of it, the intensity is not asked (8, 19.9)
             self._died(reason)
             self._effects.append(StartFailed(reason))
             self._remove("start_failed", reason)
@@ -207,7 +223,54 @@ class SessionCore:
         self._spawn(self.last_reason)
 
     def _on_kill(self, given: KillRequested, _now: float) -> None:
+        if self._life.wakes and self.state is State.STARTING:
+            self._end_for(given.reason)
         self._kill(given.reason)
+
+    # Sleep (design 7.7). To its monitors the process lives on, so its end for this is no death, whatever its reason:
+    # neither told, nor counted, nor restarted. A wake that fails is a restart that failed.
+
+    def _on_hibernate(self, _given: HibernateRequested, now: float) -> None:
+        if self._life.killed:
+            return  # it dies already, and the restart table says what follows
+        self._enter(State.HIBERNATING, None)
+        limit = HIBERNATE_S if self.spec.shutdown == "infinity" else self.spec.shutdown
+        if limit != "brutal_kill":
+            self._send(SendShutdown("hibernate"))
+        self._limit_stop(limit, now)
+
+    def _on_asleep(self, given: Exited, now: float) -> None:
+        self._cancel(Timer.STOP)
+        if self._life.ended_for is not None:
+            self._on_run_exit(Exited(given.incarnation, self._life.ended_for, given.random), now)
+            return
+        self._enter(State.HIBERNATED, None)
+        if self._life.is_needed:
+            self._spawn(None, wakes=True)
+
+    def _on_needed(self, _given: WakeRequested, _now: float) -> None:
+        self._life.is_needed = True  # its way out leads back in
+
+    def _on_wake(self, _given: WakeRequested, _now: float) -> None:
+        self._spawn(None, wakes=True)
+
+    def _on_kill_hibernating(self, given: KillRequested, _now: float) -> None:
+        self._end_for(given.reason)
+        self._kill(given.reason)
+
+    def _on_kill_asleep(self, given: KillRequested, now: float) -> None:
+        self._on_run_exit(Exited(given.incarnation, given.reason, 0.0), now)  # random: no start of it has failed
+
+    def _on_stop_hibernating(self, given: StopRequested, now: float) -> None:
+        """It was asked to end already; what it ends for is another reason now."""
+        self._end_for(given.reason)
+        self.wanted = Wanted.DOWN
+        self._enter(State.STOPPING, given.reason)
+        self._limit_stop(self.spec.shutdown if given.shutdown is None else given.shutdown, now)
+
+    def _on_stop_asleep(self, given: StopRequested, _now: float) -> None:
+        self._died(given.reason)
+        self._remove("stopped", given.reason)
 
     def _on_stop(self, given: StopRequested, now: float) -> None:
         self.wanted = Wanted.DOWN
@@ -229,7 +292,7 @@ class SessionCore:
     def _on_stopped(self, given: Exited, _now: float) -> None:
         """A child that is being stopped is neither restarted nor counted, whatever its reason (6, 19.6)."""
         self._cancel(Timer.STOP)
-        self._died(given.reason)
+        self._died(given.reason if self._life.ended_for is None else self._life.ended_for)
         if self._try is not _Try.AUTOMATIC:
             self._effects.append(StartFailed(self.reason if self._life.boot_error is None else self._life.boot_error))
         self._remove("stopped", self.reason)
@@ -256,9 +319,13 @@ class SessionCore:
         self.state, self.reason = state, reason
         self._effects.append(Announce(state, reason))
 
-    def _spawn(self, reason: Reason) -> None:
+    def _end_for(self, reason: Reason) -> None:
+        if self._life.ended_for is None:
+            self._life.ended_for = reason
+
+    def _spawn(self, reason: Reason, *, wakes: bool = False) -> None:
         self.incarnation += 1
-        self._life = _Life()
+        self._life = _Life(wakes=wakes)
         self._enter(State.STARTING, reason)
         if self.spec.start_timeout != "infinity":
             self._set(Timer.START, self.spec.start_timeout, StartTimeout(self.incarnation))
@@ -305,8 +372,8 @@ class SessionCore:
         if shutdown == "brutal_kill":
             self._cancel(Timer.STOP)
             self._kill("killed")
-        elif not isinstance(shutdown, str) and not self._life.killed and now + shutdown < self._stop_deadline:
-            self._stop_deadline = now + shutdown
+        elif not isinstance(shutdown, str) and not self._life.killed and now + shutdown < self._life.stop_deadline:
+            self._life.stop_deadline = now + shutdown
             self._set(Timer.STOP, shutdown, StopTimeout(self.incarnation))
 
     def _send(self, order: SendShutdown | Kill) -> None:
@@ -331,11 +398,14 @@ class SessionCore:
             self._effects.append(CancelTimer(kind))
 
 
+_WITH_PROCESS = frozenset({State.STARTING, State.RUNNING, State.HIBERNATING, State.STOPPING})
+
 # Any: a row's handler takes the row's input, a relation between key and value that a dict's type cannot state.
 _Handler = Callable[[SessionCore, Any, float], None]
 
 TRANSITIONS: dict[tuple[State, type[Input]], _Handler] = {
     (State.NEW, Start): SessionCore._on_start,
+    (State.NEW, WakeRequested): SessionCore._on_dull,  # a session of a tree that has not begun
     #
     (State.STARTING, Spawned): SessionCore._on_spawned,
     (State.STARTING, Ready): SessionCore._on_ready,
@@ -345,14 +415,36 @@ TRANSITIONS: dict[tuple[State, type[Input]], _Handler] = {
     (State.STARTING, KillRequested): SessionCore._on_kill,
     (State.STARTING, StopRequested): SessionCore._on_stop,
     (State.STARTING, RestartRequested): SessionCore._on_restart_refused,
+    (State.STARTING, WakeRequested): SessionCore._on_dull,  # a call, which waits for readiness
     #
     (State.RUNNING, Exited): SessionCore._on_run_exit,
     (State.RUNNING, KillRequested): SessionCore._on_kill,
     (State.RUNNING, StopRequested): SessionCore._on_stop,
     (State.RUNNING, RestartRequested): SessionCore._on_restart_refused,
+    (State.RUNNING, HibernateRequested): SessionCore._on_hibernate,
+    (State.RUNNING, WakeRequested): SessionCore._on_dull,  # a call
     (State.RUNNING, Ready): SessionCore._on_dull,  # a child that says it twice; a child's fault never stops us
     (State.RUNNING, InitFailed): SessionCore._on_dull,  # likewise; how it exits is what counts
     (State.RUNNING, StartTimeout): SessionCore._on_dull,  # fired while the ready frame was being handled
+    #
+    (State.HIBERNATING, Exited): SessionCore._on_asleep,
+    (State.HIBERNATING, StopTimeout): SessionCore._on_stop_timeout,
+    (State.HIBERNATING, WakeRequested): SessionCore._on_needed,
+    (State.HIBERNATING, KillRequested): SessionCore._on_kill_hibernating,
+    (State.HIBERNATING, StopRequested): SessionCore._on_stop_hibernating,
+    (State.HIBERNATING, RestartRequested): SessionCore._on_restart_refused,
+    (State.HIBERNATING, Ready): SessionCore._on_dull,  # these three as in RUNNING
+    (State.HIBERNATING, InitFailed): SessionCore._on_dull,
+    (State.HIBERNATING, StartTimeout): SessionCore._on_dull,
+    #
+    (State.HIBERNATED, WakeRequested): SessionCore._on_wake,
+    (State.HIBERNATED, KillRequested): SessionCore._on_kill_asleep,
+    (State.HIBERNATED, StopRequested): SessionCore._on_stop_asleep,
+    (State.HIBERNATED, RestartRequested): SessionCore._on_restart_refused,
+    (State.HIBERNATED, Ready): SessionCore._on_dull,  # these three as in BACKOFF
+    (State.HIBERNATED, InitFailed): SessionCore._on_dull,
+    (State.HIBERNATED, StartTimeout): SessionCore._on_dull,
+    (State.HIBERNATED, StopTimeout): SessionCore._on_dull,  # fired while the exit was being handled
     #
     (State.BACKOFF, BackoffElapsed): SessionCore._on_backoff_elapsed,
     (State.BACKOFF, StopRequested): SessionCore._on_stop_without_process,
@@ -361,6 +453,7 @@ TRANSITIONS: dict[tuple[State, type[Input]], _Handler] = {
     (State.BACKOFF, InitFailed): SessionCore._on_dull,
     (State.BACKOFF, StartTimeout): SessionCore._on_dull,  # fired while the exit was being handled
     (State.BACKOFF, KillRequested): SessionCore._on_dull,  # the verdict on a child that died meanwhile
+    (State.BACKOFF, WakeRequested): SessionCore._on_dull,  # a call, which waits for the next try
     #
     (State.STOPPING, Exited): SessionCore._on_stopped,
     (State.STOPPING, Spawned): SessionCore._on_spawned,  # stopped while its launch was under way
@@ -371,6 +464,7 @@ TRANSITIONS: dict[tuple[State, type[Input]], _Handler] = {
     (State.STOPPING, Ready): SessionCore._on_dull,  # the frame and the stop crossed; it stays unwanted
     (State.STOPPING, InitFailed): SessionCore._on_dull,  # likewise
     (State.STOPPING, StartTimeout): SessionCore._on_dull,  # fired while the stop was being handled
+    (State.STOPPING, WakeRequested): SessionCore._on_dull,  # a call, which will be told of the end
     #
     (State.FAILED, RestartRequested): SessionCore._on_restart,
     (State.FAILED, StopRequested): SessionCore._on_stop_without_process,
@@ -378,6 +472,7 @@ TRANSITIONS: dict[tuple[State, type[Input]], _Handler] = {
     (State.FAILED, InitFailed): SessionCore._on_dull,
     (State.FAILED, StartTimeout): SessionCore._on_dull,
     (State.FAILED, KillRequested): SessionCore._on_dull,
+    (State.FAILED, WakeRequested): SessionCore._on_dull,  # a call, which is refused
     #
     (State.ENDED, StopRequested): SessionCore._on_dull,  # twice is a no-op
     (State.ENDED, Ready): SessionCore._on_dull,  # these four as in BACKOFF
@@ -386,5 +481,6 @@ TRANSITIONS: dict[tuple[State, type[Input]], _Handler] = {
     (State.ENDED, KillRequested): SessionCore._on_dull,
     (State.ENDED, StopTimeout): SessionCore._on_dull,  # fired while the exit was being handled
     (State.ENDED, BackoffElapsed): SessionCore._on_dull,  # fired while the stop was being handled
+    (State.ENDED, WakeRequested): SessionCore._on_dull,  # a call to a session between two starts by its tree
 }
 """The whole machine. ``_on_dull`` marks the legal pairs from which nothing follows, each with how it happens."""

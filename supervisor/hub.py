@@ -27,6 +27,12 @@ SUBSCRIBER_BYTES = 4 * 1024 * 1024
 SLICE_EVENTS = 256
 """Events read from a log in one go, in a thread."""
 
+JOIN_PIECES = 256
+"""After so many deltas their text is kept as one: a piece of few characters costs twenty times its text."""
+
+PARTIAL_BYTES = 8 * 1024 * 1024
+"""Text of the running step above which its beginning is forgotten; the recorded message will have it."""
+
 
 class Past(Protocol):
     """Where recorded events are read from."""
@@ -44,6 +50,9 @@ class Partial:
     """Which text this is; a later one has nothing to do with it."""
     pieces: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
     """By type: offset in characters, and text."""
+    size_bytes: int = 0
+    fresh: int = 0
+    """Deltas since pieces were joined last."""
 
     def add(self, frame: Frame) -> None:
         """Keep one delta."""
@@ -52,11 +61,26 @@ class Partial:
         if key != self.key:
             self.clear()
             self.key = key
-        self.pieces.setdefault(str(header.get("type")), []).append((int(header.get("offset") or 0), frame.body))
+        pieces = self.pieces.setdefault(str(header.get("type")), [])
+        pieces.append((int(header.get("offset") or 0), frame.body))
+        self.size_bytes += len(frame.body)
+        self.fresh += 1
+        if self.fresh >= JOIN_PIECES:
+            self._join()
+        while self.size_bytes > PARTIAL_BYTES and len(pieces) > 1:
+            self.size_bytes -= len(pieces.pop(0)[1])
+
+    def _join(self) -> None:
+        """Each type's latest pieces, which may include some that were joined before."""
+        for pieces in self.pieces.values():
+            latest = pieces[-self.fresh :]
+            pieces[-self.fresh :] = [(latest[0][0], b"".join(body for _, body in latest))]
+        self.fresh = 0
 
     def clear(self) -> None:
         """The step is recorded: its text is in the log now."""
         self.pieces = {}
+        self.size_bytes = self.fresh = 0
         self.generation += 1
 
     def frames(self, session: str, missed: dict[str, int]) -> Iterator[tuple[dict[str, object], bytes]]:

@@ -10,38 +10,31 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from athena import events
+from athena import events, proctree
 from athena.channel import Channel, open_pipes
-from athena.errors import (
-    AthenaError,
-    InvalidOption,
-    Reason,
-    SessionFailed,
-    SessionStopped,
-    StartError,
-    StoreError,
-    Unresponsive,
-    UnsupportedStore,
-    from_wire,
-)
-from athena.events import Event, check_session_id, new_session_id
+from athena.errors import AthenaError, Reason, SessionStopped, Unresponsive
 from athena.proctree import send_signal
-from athena.stores.jsonl import JsonlStore
-from athena.wire import MAX_ANSWER_BYTES, Frame, Header
+from athena.wire import MAX_ANSWER_BYTES, Frame, Header, dumps
 from supervisor import vocabulary as words
 from supervisor.calls import Calls, reply, reply_error
 from supervisor.hub import Topic
 from supervisor.launcher import Launcher, LaunchRequest
 from supervisor.leaf import Leaf
-from supervisor.logfile import LogFile
-from supervisor.process import OsProcess
+from supervisor.limits import LimitName, Limits, is_own_doing
+from supervisor.logfile import LogFile, Mark
+from supervisor.past import Past
+from supervisor.process import ExitStatus, OsProcess
+from supervisor.processes import Processes
+from supervisor.registries import Registries
 from supervisor.registry import Registry
-from supervisor.spec import SessionSpec
+from supervisor.restart import is_clean
+from supervisor.sampling import Sample
+from supervisor.session_errors import failed_error, start_error
+from supervisor.session_request import SessionRequest
 from supervisor.vocabulary import State
 
 logger = logging.getLogger(__name__)
@@ -55,9 +48,6 @@ INTERRUPT_S = 2.0
 DRAIN_S = 1.0
 """How long a dead child's pipe is read for its last words."""
 
-MEMORY_LOG_BYTES = 64 * 1024 * 1024
-"""The bound of an in_memory log; the child's own store refuses at the same one."""
-
 
 class Supervision(Protocol):
     """What a keeper needs of the supervisor around it."""
@@ -66,6 +56,10 @@ class Supervision(Protocol):
     registry: Registry
     logs: Path
     supervisor_id: str
+    processes: Processes
+    registries: Registries
+    limits: Limits
+    socket: Path
 
     @property
     def sessions(self) -> Path: ...
@@ -79,52 +73,13 @@ class Supervision(Protocol):
     def removed(self, keeper: Keeper) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class SessionRequest:
-    """What a client asked to start. ``init`` is opaque: the child reads it."""
-
-    session_id: str
-    name: str | None
-    spec: SessionSpec
-    store: str
-    root: str | None
-    init: bytes = field(repr=False)
-    link: bool = False
-
-    @staticmethod
-    def from_map(given: Mapping[str, Any], init: bytes, sessions: Path) -> SessionRequest:
-        """The request that a client's ``spec`` makes; ``sessions`` is the default root. Raises what is wrong."""
-        session_id = check_session_id(given.get("session_id") or new_session_id())
-        name = given.get("name")
-        if name is not None and (not isinstance(name, str) or not name or len(name) > 255 or "\n" in name):
-            raise InvalidOption(
-                f"name {name!r} is not legal: 1 to 255 characters on one line",
-                option="name",
-                value=repr(name),
-                expected="a string",
-            )
-        store = given.get("store") or "jsonl"
-        root = given.get("root") or str(sessions)
-        if store == "jsonl" and not Path(root).is_absolute():
-            raise InvalidOption(
-                f"root {root!r} must be absolute", option="root", value=repr(root), expected="an absolute path"
-            )
-        return SessionRequest(
-            session_id=session_id,
-            name=name,
-            spec=SessionSpec.from_options(given),
-            store=store,
-            root=root if store == "jsonl" else None,
-            init=init,
-            link=bool(given.get("link")),
-        )
-
-
 @dataclass(slots=True)
 class Facts:
     """What the child said of itself last, from frame headers alone."""
 
     turn: str | None = None
+    turn_since: float = 0.0
+    """Monotonic time at which it was first heard of."""
     queue: int = 0
     damage: dict[str, Any] | None = None
     degraded: str | None = None
@@ -141,17 +96,21 @@ class Keeper(Leaf):
         self.name = request.name
         self.request = request
         self.facts = Facts()
+        self.sample: Sample | None = None
+        """What its process tree used when it was last looked at."""
         self.calls = Calls()
-        self.topic = Topic(self.session_id, self._past)
-        self.monitors: dict[int, Callable[[Reason], None]] = {}
+        self.past = Past(request)
+        self.topic = Topic(self.session_id, self.past.read)
         self.serial = 0
         self.started_at = events.now()
         self._sup = supervision
         self._channel: Channel | None = None
         self._interrupting: str | None = None
         self._told: set[object] = set()
-        self._lines: list[bytes] = []
-        self._lines_bytes = 0
+        self._log = LogFile(self.log_file)
+        self._mark = Mark()
+        self.last_output: str | None = None
+        """The end of what the last life wrote, if it ended abnormally."""
 
     # --- what it is now
 
@@ -169,25 +128,43 @@ class Keeper(Leaf):
         return self.core.state.value
 
     def pid_value(self) -> dict[str, Any] | None:
-        """A pid as it travels: number, serial, supervisor."""
+        """A pid as it travels: number, serial, supervisor. One that sleeps has no number."""
         pid = self.os_pid
-        return None if pid is None else {"pid": pid, "serial": self.serial, "supervisor": self._sup.supervisor_id}
+        if pid is None and self._sup.processes.get(self.serial) is not self:
+            return None
+        return {"pid": pid, "serial": self.serial, "supervisor": self._sup.supervisor_id}
 
     @property
     def is_busy(self) -> bool:
         """Whether its child owes somebody an answer or a turn."""
         return self.core.state is State.RUNNING and (self.facts.turn is not None or bool(self.calls.pending))
 
+    @property
+    def may_hibernate(self) -> bool:
+        """Whether it may go without a process."""
+        return self.request.spec.hibernate_after != "infinity"
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds for which its child has had nothing to do; 0.0 if it has."""
+        facts, calls = self.facts, self.calls
+        if self.core.state is not State.RUNNING or facts.turn is not None or facts.queue or facts.degraded:
+            return 0.0
+        if calls.pending or calls.sends:
+            return 0.0
+        return time.monotonic() - facts.heard_at
+
     def status(self) -> dict[str, Any]:
         """Everything known without asking the child."""
         return {
             "session_id": self.session_id,
             "name": self.name,
-            "state": "degraded(disk)" if self.facts.degraded and self.state == "running" else self.state,
+            "state": self._shown_state,
             "pid": self.pid_value(),
             "incarnation": self.core.incarnation,
             "restarts_in_window": self.core.restarts_in_window(time.monotonic()),
             "last_reason": self.core.last_reason,
+            "last_output": self.last_output,
             "turn": self.facts.turn,
             "queue": self.facts.queue,
             "damage": self.facts.damage,
@@ -196,7 +173,14 @@ class Keeper(Leaf):
             "store": self.request.store,
             "started_at": self.started_at,
             "log_file": str(self.log_file),
+            "limits": self._sup.limits.rows(self),
         }
+
+    @property
+    def _shown_state(self) -> str:
+        if self.core.state is State.FAILED and isinstance(self.core.reason, dict) and "boot" in self.core.reason:
+            return "failed(boot)"
+        return "degraded(disk)" if self.facts.degraded and self.state == "running" else self.state
 
     @property
     def log_file(self) -> Path:
@@ -208,20 +192,64 @@ class Keeper(Leaf):
     def relay(self, channel: Channel, frame: Frame) -> None:
         """Hand a client's request to the child, now or when there is one."""
         if self.core.state is State.FAILED:
-            reply_error(channel, frame.header.get("id"), self._failed_error(self.core.reason))
+            reply_error(channel, frame.header.get("id"), self._call_error("failed", self.core.reason))
+            return
+        if self.core.state in _ASLEEP and not self.calls.pending and self._answer_asleep(channel, frame):
             return
         extra: dict[str, object] = {}
         if frame.header.get("op") == "interrupt" and self.facts.turn is not None:
             extra["turn"] = self._interrupting = self.facts.turn
             self._after(INTERRUPT_S, "interrupt", self._insist_on_interrupt, self.facts.turn)
         request_id = self.calls.add(channel, frame, **extra)
+        self._sup.limits.watch(self)
         if frame.header.get("op") in ("interrupt", "cancel") and not extra:
             self._after(INTERRUPT_S, request_id, self._give_up, request_id)
         if self._is_ready():
             pending = self.calls.pending[request_id]
             self._send(pending.header, pending.body)
-        if frame.header.get("op") in _ANSWERED_FROM_LOG:
+        else:
+            self.feed(words.WakeRequested())
+        if frame.header.get("op") in _ANSWERED_FROM_LOG and (self.past.is_readable or self._is_ready()):
             self._after(SILENT_S, request_id, self._answer_from_log, request_id)
+
+    def _answer_asleep(self, channel: Channel, frame: Frame) -> bool:
+        """Answer what needs no child, while there is none: nothing runs or waits, and the log has the rest."""
+        op, request_id = str(frame.header.get("op")), frame.header.get("id")
+        if op in _NOTHING_TO_DO:
+            reply(channel, request_id, _NOTHING_TO_DO[op])
+        elif op in _ANSWERED_FROM_LOG and self.past.is_readable:
+            self._spawn_task(self._reply_from_log(channel, request_id))
+        else:
+            return False
+        return True
+
+    def hibernate(self) -> bool:
+        """End the idle child; the next call that needs one wakes the session. ``False`` if it may not end, because a
+        program that one of its tools has started still runs below it."""
+        if self._process is None or any(map(_runs, proctree.descendants(self._process.pid))):
+            return False
+        self.feed(words.HibernateRequested(self.core.incarnation))
+        return True
+
+    def end_for(self, reason: Reason) -> None:
+        """An exit signal has reached it."""
+        self.kill(reason)
+
+    def inform(self, message: dict[str, Any]) -> bool:
+        """What the code in a session is told, it reads over a connection of its own."""
+        return False
+
+    def exceeded(self, limit: LimitName) -> None:
+        """Its tree went beyond a limit: this life of it ends, and with it a turn that has had its time."""
+        if limit == "turn_time":
+            self._interrupting, self.facts.turn_since = self.facts.turn, time.monotonic()
+        self.kill({"limit": limit})
+
+    async def restart(self) -> None:
+        """Start it again after it has failed, as it was; returns when it is ready. Raises as a start."""
+        waiter = self._started.add()
+        self.feed(words.RestartRequested())
+        await waiter
 
     def probe(self, request_id: int) -> None:
         """Ask the child for a sign of life: any frame is one."""
@@ -238,24 +266,51 @@ class Keeper(Leaf):
         notice = {"kind": "state", "session": self.session_id, "state": state.value, "reason": reason}
         for subscription in self.topic.subscriptions:
             subscription.channel.send(notice, control=True)
+        if state is State.RUNNING:
+            self._watch_idleness()
+        elif state is State.HIBERNATED:
+            self._fell_asleep()
+        elif state is State.STARTING:
+            self._sup.registry.awake.add(self)
+
+    def _watch_idleness(self) -> None:
+        """Hibernate when it has been idle for so long; else look again when it can be, at the earliest."""
+        limit = self.request.spec.hibernate_after
+        if isinstance(limit, str) or self.core.state is not State.RUNNING:
+            return
+        idle_s = self.idle_s
+        if idle_s < limit:
+            self._after(limit - idle_s, "idle", self._watch_idleness)
+        elif not self.hibernate():
+            self._after(limit, "idle", self._watch_idleness)
+
+    def _fell_asleep(self) -> None:
+        self._cancel("idle")
+        self._process = self.sample = None
+        self._told = set()
+        self._sup.processes.runs_as(self.serial, None)
+        self._sup.registry.awake.discard(self)
+        self._log.discard_if_empty()
+        if self.facts.turn is not None or self.facts.queue:  # its last words were of work to do
+            asyncio.get_running_loop().call_soon(self.feed, words.WakeRequested())
 
     def _on_died(self, reason: Reason) -> None:
-        monitors, self.monitors = self.monitors, {}
-        for tell in monitors.values():
-            tell(reason)
+        self.last_output = None if is_clean(reason) else self._log.last_output(self._mark)
+        self._sup.processes.exited(self.serial, reason)
 
     def _on_calls_failed(self, kind: words.CallError, reason: Reason) -> None:
         self.calls.fail(self._call_error(kind, reason))
 
     def _on_removed(self, reason: Reason) -> None:
         self._sup.registry.remove(self)
-        LogFile(self.log_file).discard_if_empty()
+        self._log.discard_if_empty()
         self.topic.end({"kind": "ended", "session": self.session_id, "reason": reason})
         self._sup.removed(self)
 
     def _ask_to_end(self, reason: Reason) -> None:
         if self._channel is not None and not self._channel.closed:
-            self._channel.send({"kind": "shutdown", "reason": reason}, control=True)
+            kind = "hibernate" if self.core.state is State.HIBERNATING else "shutdown"
+            self._channel.send({"kind": kind, "reason": reason}, control=True)
             if self._process is not None and not self._process.is_over:
                 send_signal(self._process.pidfd, signal.SIGCONT)  # a stopped one must get to read it
         elif self._process is not None:
@@ -264,14 +319,18 @@ class Keeper(Leaf):
     # --- one life of the child
 
     async def _live(self, incarnation: int) -> Reason:
-        # A hang is the turn's own doing although the kill was ours: a turn that always hangs has to end too.
-        last_reason, counted = self.core.last_reason, self._intended in (None, "hung")
-        self._intended = None
+        last_reason, counted = self.core.last_reason, is_own_doing(self._intended)
+        self._intended = self.sample = None
+        self._mark = self._log.mark()
+        self._sup.registry.make_room()
         launched = await self._sup.launcher.launch(
             LaunchRequest(kind="session", cookie=self._sup.new_cookie(), log_path=self.log_file)
         )
         self._process = process = launched.process
-        self.serial = self._sup.next_serial()
+        await self._sup.limits.admit(self, process)
+        wakes = self.core.wakes
+        if not wakes:
+            self.serial = self._sup.next_serial()
         closed = asyncio.Event()
         self._channel = await open_pipes(
             launched.read_fd,
@@ -282,6 +341,10 @@ class Keeper(Leaf):
         )
         self._sup.registry.bind_pid(self, process.pid)
         self.feed(words.Spawned(incarnation, process.pid))
+        if wakes:
+            self._sup.processes.runs_as(self.serial, process.pid)
+        else:
+            self._sup.processes.add(self)
         self._send_init(incarnation, last_reason, counted)
         status = await process.wait()
         # The whole tree is gone, so the pipe ends: what the child wrote last is still in it and is part of its life.
@@ -294,6 +357,11 @@ class Keeper(Leaf):
         self.topic.partial.clear()
         return self._reason(status)
 
+    def _reason(self, status: ExitStatus) -> Reason:
+        if self._intended is None and self._process is not None and self._sup.limits.was_oom(self._process, status):
+            return "oom"
+        return super()._reason(status)
+
     def _send_init(self, incarnation: int, last_reason: Reason, counted: bool) -> None:
         told = self.calls.follow_up()
         header: Header = {
@@ -302,12 +370,13 @@ class Keeper(Leaf):
             "incarnation": incarnation,
             "reason": last_reason,
             "counted": incarnation > 1 and counted,
+            "wakes": self.core.wakes,
             "interrupt": self._interrupting,
             "follow": len(told),
-            "preload": len(self._lines),
+            "preload": len(self.past.lines),
         }
         self._send(header, self.request.init)
-        for line in self._lines:
+        for line in self.past.lines:
             self._send({"kind": "event"}, line)
         for one, body in told:
             self._send(one, body)
@@ -322,6 +391,8 @@ class Keeper(Leaf):
         for request_id, pending in list(self.calls.pending.items()):
             if request_id not in self._told:
                 self._send(pending.header, pending.body)
+            if pending.op in _ANSWERED_FROM_LOG and not self.past.is_readable:  # it waited for this child
+                self._after(SILENT_S, request_id, self._answer_from_log, request_id)
 
     def _on_frame(self, incarnation: int, frame: Frame) -> None:
         self.facts.heard_at = time.monotonic()
@@ -341,6 +412,8 @@ class Keeper(Leaf):
                 self.feed(words.InitFailed(incarnation, frame.json()))
             case "exiting":
                 self._announced_reason = frame.header.get("reason")
+            case "settled":
+                self.calls.settled(*frame.header["messages"])
             case "state":
                 self.facts.degraded = frame.header.get("degraded")
             case "hello":
@@ -349,9 +422,7 @@ class Keeper(Leaf):
                 logger.warning("session=%s sent an unknown frame kind=%r", self.session_id, other)
 
     def _on_event(self, frame: Frame) -> None:
-        if self.request.store == "in_memory" and self._lines_bytes + len(frame.body) <= MEMORY_LOG_BYTES:
-            self._lines.append(frame.body)
-            self._lines_bytes += len(frame.body)
+        self.past.keep(frame.body)
         self._take_position(frame.header)
         self.calls.settled(*frame.header.get("settled", ()))
         if frame.header.get("event") == "turn_end":
@@ -361,7 +432,8 @@ class Keeper(Leaf):
 
     def _take_position(self, header: Header) -> None:
         if "queue" in header:
-            self.facts.turn = header.get("turn")
+            if header.get("turn") != self.facts.turn:
+                self.facts.turn, self.facts.turn_since = header.get("turn"), time.monotonic()
             self.facts.queue = int(header["queue"])
 
     def answer_child(self, frame: Frame, body: bytes, *, ok: bool = True) -> None:
@@ -395,52 +467,34 @@ class Keeper(Leaf):
 
     async def _reply_from_log(self, channel: Channel, client_id: object) -> None:
         try:
-            body = await asyncio.to_thread(lambda: b"\n".join(event.line for event in self._past(0)))
+            body = await asyncio.to_thread(lambda: b"\n".join(event.line for event in self.past.read(0)))
             reply(channel, client_id, body, source="log")
         except AthenaError as error:
             reply_error(channel, client_id, Unresponsive(f"{self.label} does not answer now, and {error.message}"))
 
-    def _past(self, after: int) -> Iterable[Event]:
-        match self.request.store:
-            case "jsonl":
-                if self.request.root is None:
-                    raise StoreError("the session has no log directory", session_id=self.session_id)
-                return JsonlStore(Path(self.request.root), allow_network=True).read(self.session_id, after)
-            case "in_memory":
-                return self._memory_past(after)
-            case other:
-                raise UnsupportedStore(f"its log is in the custom store {other!r}, which only its process can read")
-
-    def _memory_past(self, after: int) -> Iterator[Event]:
-        for index, line in enumerate(self._lines, 1):
-            event = events.decode(line, index)
-            if event.seq > after:
-                yield event
-
     # --- errors
 
     def _start_error(self, reason: Reason) -> AthenaError:
-        if isinstance(reason, dict) and isinstance(reason.get("error"), str):
-            return from_wire(reason)  # the child's own refusal, which names the option
-        if self.facts.degraded:
-            return StartError(f"{self.label} could not start: its log cannot be written (disk full?)", reason=reason)
-        hint = f"; its output is in {self.log_file}" if self.log_file.exists() and self.log_file.stat().st_size else ""
-        return StartError(f"{self.label} could not start: {reason!r}{hint}", reason=reason)
+        degraded = self.facts.degraded is not None
+        return start_error(self.label, reason, self.log_file, self.last_output, is_degraded=degraded)
 
-    def _call_error(self, kind: str, reason: Reason) -> AthenaError:
+    def _call_error(self, kind: words.CallError, reason: Reason) -> AthenaError:
         match kind:
             case "failed":
-                return self._failed_error(reason)
+                return failed_error(self.label, reason, self.last_output)
             case "stopped":
                 return SessionStopped(f"{self.label} was stopped: {reason!r}", reason=reason)
-            case _:
+            case "start_failed":
                 return self._start_error(reason)
 
-    def _failed_error(self, reason: Reason) -> SessionFailed:
-        return SessionFailed(
-            f"{self.label} has failed: {reason!r}; its log is kept, start it again under its id to go on",
-            reason=reason,
-        )
 
+def _runs(pid: int) -> bool:
+    row = proctree.stat(pid)
+    return row is not None and row.state not in "ZX"
+
+
+_ASLEEP = frozenset({State.HIBERNATING, State.HIBERNATED})
+_NOTHING_TO_DO = {"interrupt": dumps({"interrupted": False}), "cancel": dumps({"cancelled": False})}
+"""What these answer when no turn runs and no message waits."""
 
 _ANSWERED_FROM_LOG = frozenset({"messages", "usage", "queue"})

@@ -17,10 +17,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar, assert_never
 
 from athena.errors import AthenaError, Reason, StartError
+from athena.spec_checks import Shutdown
 from supervisor import vocabulary as words
 from supervisor.core import SessionCore
 from supervisor.process import ExitStatus, OsProcess, exit_reason
-from supervisor.spec import SessionSpec, Shutdown
+from supervisor.spec import SessionSpec
 from supervisor.vocabulary import State
 
 logger = logging.getLogger(__name__)

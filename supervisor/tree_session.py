@@ -14,9 +14,10 @@ from athena.errors import AthenaError, Reason
 from supervisor import vocabulary as session_words
 from supervisor.child_spec import ChildSpec
 from supervisor.core import SessionCore
-from supervisor.keeper import Keeper, SessionRequest, Supervision
+from supervisor.keeper import Keeper, Supervision
 from supervisor.member import Member, failure
 from supervisor.restart import is_clean
+from supervisor.session_request import SessionRequest
 from supervisor.tree_vocabulary import Started, StartFailed, StartOutcome
 from supervisor.vocabulary import State
 
@@ -76,11 +77,10 @@ class SessionMember(Member):
     def __init__(self, keeper: TreeKeeper, label: str, supervisor_id: str) -> None:
         super().__init__(0, label, supervisor_id)
         self._keeper = keeper
-        self._pid: int | None = None
 
     @property
     def os_pid(self) -> int | None:
-        return self._pid
+        return self._keeper.os_pid
 
     async def start(self) -> StartOutcome:
         try:
@@ -88,7 +88,7 @@ class SessionMember(Member):
         except AthenaError as error:
             await self._keeper.over
             return StartFailed(failure(error))
-        self.serial, self._pid = self._keeper.serial, self._keeper.os_pid
+        self.serial = self._keeper.serial
         return Started(self.serial)
 
     async def wait(self) -> Reason:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from athena.errors import Reason
-from supervisor.spec import Shutdown, check_shutdown
+from athena.spec_checks import Shutdown
+from supervisor.spec import check_shutdown
 
 CallError = Literal["failed", "stopped", "start_failed"]
 RestartError = Literal["running", "restarting", "not_found"]
@@ -23,6 +24,10 @@ class State(enum.Enum):
     STARTING = "starting"
     """From the order to spawn until the child is ready."""
     RUNNING = "running"
+    HIBERNATING = "hibernating"
+    """Asked to end because it is idle; it is not gone yet."""
+    HIBERNATED = "hibernated"
+    """No process, and it lives: the next call wakes it (design 7.7)."""
     BACKOFF = "backoff"
     """No process; the next try is waiting for its time."""
     STOPPING = "stopping"
@@ -112,6 +117,16 @@ class KillRequested(OfIncarnation):
 
 
 @dataclass(frozen=True, slots=True)
+class HibernateRequested(OfIncarnation):
+    """This life has nothing to do: go on without a process."""
+
+
+@dataclass(frozen=True, slots=True)
+class WakeRequested:
+    """Somebody needs the child. Nothing follows where there is one, or will be."""
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
     """End the session. ``shutdown`` overrides the spec's; in a stop that is under way it can only shorten."""
 
@@ -130,7 +145,8 @@ class RestartRequested:
 
 ChildInput = Spawned | Ready | InitFailed | Exited
 TimerInput = StartTimeout | StopTimeout | BackoffElapsed
-Input = Start | ChildInput | TimerInput | KillRequested | StopRequested | RestartRequested
+Sleep = HibernateRequested | WakeRequested
+Input = Start | ChildInput | TimerInput | KillRequested | Sleep | StopRequested | RestartRequested
 
 
 # --- effects ---------------------------------------------------------------------------------------------------------
@@ -196,7 +212,9 @@ class StartFailed:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """Exactly one for each :class:`Spawn`. For monitors: free the incarnation's name first, then tell them (19.3)."""
+    """The process ended. Exactly one for each :class:`Spawn` but those whose life a sleep ends: they are told by the
+    :class:`Announce` of ``HIBERNATED``, and the next life is the same process to its monitors. For monitors: free the
+    incarnation's name first, then tell them (19.3)."""
 
     incarnation: int
     reason: Reason

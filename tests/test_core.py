@@ -24,6 +24,7 @@ from supervisor.vocabulary import (
     Effect,
     Exited,
     FailCalls,
+    HibernateRequested,
     InitFailed,
     Input,
     Kill,
@@ -45,6 +46,7 @@ from supervisor.vocabulary import (
     StopRequested,
     StopTimeout,
     Timer,
+    WakeRequested,
     Wanted,
 )
 
@@ -90,6 +92,17 @@ class Session:
     def kill(self, reason: Reason) -> tuple[Effect, ...]:
         return self.give(KillRequested(self.core.incarnation, reason))
 
+    def hibernate(self) -> tuple[Effect, ...]:
+        return self.give(HibernateRequested(self.core.incarnation))
+
+    def wake(self) -> tuple[Effect, ...]:
+        return self.give(WakeRequested())
+
+    def asleep(self) -> Session:
+        self.up().hibernate()
+        self.dies("normal")
+        return self
+
     def fires(self, kind: type[StartTimeout | StopTimeout | BackoffElapsed]) -> tuple[Effect, ...]:
         return self.give(kind(self.core.incarnation))
 
@@ -119,6 +132,12 @@ def in_stopping() -> Session:
     return session
 
 
+def in_hibernating() -> Session:
+    session = Session().up()
+    session.hibernate()
+    return session
+
+
 def in_failed() -> Session:
     session = Session(max_restarts=0).up()
     session.dies()
@@ -135,6 +154,8 @@ REACH: dict[State, Callable[[], Session]] = {
     State.NEW: Session,
     State.STARTING: in_starting,
     State.RUNNING: lambda: Session().up(),
+    State.HIBERNATING: in_hibernating,
+    State.HIBERNATED: lambda: Session().asleep(),
     State.BACKOFF: in_backoff,
     State.STOPPING: in_stopping,
     State.FAILED: in_failed,
@@ -146,7 +167,7 @@ def inputs(incarnation: int) -> list[Input]:
     """One of each kind."""
     lives = (Ready, StartTimeout, StopTimeout, BackoffElapsed)
     return [
-        *(Start(), StopRequested(), RestartRequested()),
+        *(Start(), StopRequested(), RestartRequested(), WakeRequested(), HibernateRequested(incarnation)),
         *(Spawned(incarnation, 7), InitFailed(incarnation, "no"), Exited(incarnation, "died", 0.0)),
         *(KillRequested(incarnation, "hung"), *(kind(incarnation) for kind in lives)),
     ]
@@ -159,23 +180,32 @@ def snapshot(core: SessionCore) -> str:
 
 # --- the table -------------------------------------------------------------------------------------------------------
 
+CALLS: set[type[Input]] = {KillRequested, StopRequested, RestartRequested, WakeRequested}
+FRAMES: set[type[Input]] = {Ready, InitFailed}
+SLEEP = (State.HIBERNATING, State.HIBERNATED)
+
 LEGAL: dict[State, set[type[Input]]] = {
-    State.NEW: {Start},
-    State.STARTING: {Ready, InitFailed, Exited, StartTimeout, KillRequested, StopRequested, RestartRequested},
-    State.RUNNING: {Ready, InitFailed, Exited, StartTimeout, KillRequested, StopRequested, RestartRequested},
-    State.BACKOFF: {Ready, InitFailed, BackoffElapsed, StartTimeout, KillRequested, StopRequested, RestartRequested},
-    State.STOPPING: {Ready, InitFailed, Exited, StartTimeout, StopTimeout, KillRequested, StopRequested}
-    | {RestartRequested},
-    State.FAILED: {Ready, InitFailed, StartTimeout, KillRequested, StopRequested, RestartRequested},
-    State.ENDED: {Ready, InitFailed, StartTimeout, StopTimeout, BackoffElapsed, KillRequested, StopRequested},
+    State.NEW: {Start, WakeRequested},
+    State.STARTING: CALLS | FRAMES | {Exited, StartTimeout},
+    State.RUNNING: CALLS | FRAMES | {Exited, StartTimeout, HibernateRequested},
+    State.HIBERNATING: CALLS | FRAMES | {Exited, StartTimeout, StopTimeout},
+    State.HIBERNATED: CALLS | FRAMES | {StartTimeout, StopTimeout},
+    State.BACKOFF: CALLS | FRAMES | {BackoffElapsed, StartTimeout},
+    State.STOPPING: CALLS | FRAMES | {Exited, StartTimeout, StopTimeout},
+    State.FAILED: CALLS | FRAMES | {StartTimeout},
+    State.ENDED: (CALLS - {RestartRequested}) | FRAMES | {StartTimeout, StopTimeout, BackoffElapsed},
 }
 """What may happen to a session whose process has a pid; ``Spawned`` is legal before that only."""
 
 DULL: dict[State, set[type[Input]]] = {
-    State.RUNNING: {Ready, InitFailed, StartTimeout},
-    State.BACKOFF: {Ready, InitFailed, StartTimeout, KillRequested},
-    State.STOPPING: {Ready, InitFailed, StartTimeout},
-    State.FAILED: {Ready, InitFailed, StartTimeout, KillRequested},
+    State.NEW: {WakeRequested},
+    State.STARTING: {WakeRequested},
+    State.RUNNING: FRAMES | {StartTimeout, WakeRequested},
+    State.HIBERNATING: FRAMES | {StartTimeout},
+    State.HIBERNATED: FRAMES | {StartTimeout, StopTimeout},
+    State.BACKOFF: FRAMES | {StartTimeout, KillRequested, WakeRequested},
+    State.STOPPING: FRAMES | {StartTimeout, WakeRequested},
+    State.FAILED: FRAMES | {StartTimeout, KillRequested, WakeRequested},
     State.ENDED: LEGAL[State.ENDED],
 }
 
@@ -198,7 +228,7 @@ def test_every_pair_is_legal_or_raises_and_changes_nothing(state: State, number:
         effects = session.give(given)
         dull = type(given) in DULL.get(state, set())
         assert not (dull and effects), session.core
-        assert dull or effects or isinstance(given, InitFailed | StopRequested)
+        assert dull or effects or isinstance(given, InitFailed | StopRequested | WakeRequested)
     else:
         with pytest.raises(IllegalTransition, match="cannot happen"):
             session.give(given)
@@ -219,12 +249,14 @@ def test_a_dull_pair_changes_nothing(state: State, kind: type[Input]) -> None:
     assert repr(session.core) == before
 
 
-@pytest.mark.parametrize("state", [State.STARTING, State.RUNNING, State.BACKOFF, State.FAILED, State.ENDED])
+@pytest.mark.parametrize("state", [one for one in State if one not in (State.NEW, State.STOPPING)])
 def test_whatever_concerns_a_former_life_is_ignored(state: State) -> None:
     session = Session(max_restarts=1).failing()  # the second life
     steps: dict[State, list[Callable[[], object]]] = {
         State.STARTING: [],
         State.RUNNING: [session.ready],
+        State.HIBERNATING: [session.ready, session.hibernate],
+        State.HIBERNATED: [session.ready, session.hibernate, session.dies],
         State.BACKOFF: [lambda: session.give(RestartRequested()), session.ready, session.dies, session.spawned],
         State.FAILED: [session.ready, session.dies],
         State.ENDED: [session.ready, session.stop, session.dies],
@@ -262,11 +294,13 @@ def test_a_child_without_a_pid_says_nothing(given: Input) -> None:
 def test_a_restart_is_refused_with_otps_word() -> None:
     words = {
         state: REACH[state]().give(RestartRequested())
-        for state in (State.STARTING, State.RUNNING, State.BACKOFF, State.STOPPING)
+        for state in (*(State.STARTING, State.RUNNING, State.BACKOFF, State.STOPPING), *SLEEP)
     }
     assert words == {
         State.STARTING: (RestartRefused("restarting"),),
         State.RUNNING: (RestartRefused("running"),),
+        State.HIBERNATING: (RestartRefused("running"),),
+        State.HIBERNATED: (RestartRefused("running"),),
         State.BACKOFF: (RestartRefused("restarting"),),
         State.STOPPING: (RestartRefused("not_found"),),
     }
@@ -721,6 +755,149 @@ def test_the_repr_shows_what_a_failing_test_needs() -> None:
     )
 
 
+# --- sleep -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_idle_session_is_asked_to_end_and_lives_on_without_a_process() -> None:
+    session = Session().up()
+    assert session.hibernate() == (
+        Announce(State.HIBERNATING, None),
+        SendShutdown("hibernate"),
+        SetTimer(Timer.STOP, 5.0, StopTimeout(1)),
+    )
+    assert session.core.pid == 1001
+    assert session.dies("normal") == (CancelTimer(Timer.STOP), Announce(State.HIBERNATED, None))
+    rest: Any = (session.core.pid, session.core.wanted, session.core.last_reason)
+    assert rest == (None, Wanted.UP, None)
+
+
+@pytest.mark.parametrize("restart", ["permanent", "transient", "temporary"])
+@pytest.mark.parametrize("reason", ["normal", "killed", {"signal": "SIGSEGV"}, BOOM], ids=repr)
+def test_however_a_child_ends_that_was_told_to_sleep_it_sleeps(restart: str, reason: Reason) -> None:
+    session = Session(restart=restart).up()
+    session.hibernate()
+    assert session.dies(reason) == (CancelTimer(Timer.STOP), Announce(State.HIBERNATED, None))
+
+
+@pytest.mark.parametrize("shutdown", ["infinity", 5.0])
+def test_a_child_that_does_not_fall_asleep_is_killed_in_time_even_if_a_stop_would_wait(shutdown: Any) -> None:
+    session = Session(shutdown=shutdown).up()
+    assert SetTimer(Timer.STOP, 5.0, StopTimeout(1)) in session.hibernate()
+    assert session.fires(StopTimeout) == (Kill("killed"),)
+    assert session.dies("killed") == (Announce(State.HIBERNATED, None),)
+
+
+def test_a_brutal_shutdown_kills_the_idle_child_at_once() -> None:
+    assert Session(shutdown="brutal_kill").up().hibernate() == (Announce(State.HIBERNATING, None), Kill("killed"))
+
+
+def test_a_wake_spawns_without_counting_and_answers_nobody() -> None:
+    session = Session().asleep()
+    assert session.wake() == (
+        Announce(State.STARTING, None),
+        SetTimer(Timer.START, 30.0, StartTimeout(2)),
+        Spawn(2),
+    )
+    assert session.core.wakes
+    assert session.boot() == (CancelTimer(Timer.START), Announce(State.RUNNING, None))
+    assert session.core.restarts_in_window(session.now) == 0
+
+
+def test_a_call_on_the_way_out_leads_back_in() -> None:
+    session = Session().up()
+    session.hibernate()
+    assert session.wake() == session.wake() == ()
+    assert session.dies("normal") == (
+        CancelTimer(Timer.STOP),
+        Announce(State.HIBERNATED, None),
+        Announce(State.STARTING, None),
+        SetTimer(Timer.START, 30.0, StartTimeout(2)),
+        Spawn(2),
+    )
+
+
+def test_a_wake_that_fails_is_a_restart_that_failed() -> None:
+    session = Session(max_restarts=1).asleep()
+    session.wake()
+    session.spawned()
+    assert session.dies(BOOM)[1:] == (
+        Died(2, BOOM, True),
+        Announce(State.BACKOFF, BOOM),
+        SetTimer(Timer.BACKOFF, 0.1, BackoffElapsed(2)),
+    )
+    assert session.core.restarts_in_window(session.now) == 1
+    session.fires(BackoffElapsed)
+    assert not session.core.wakes  # another process
+    assert session.dies("other")[-1] == Announce(State.FAILED, "other")
+
+
+@pytest.mark.parametrize("state", SLEEP)
+def test_a_kill_of_a_sleeper_is_its_death_and_the_restart_table_decides(state: State) -> None:
+    session = REACH[state]()
+    effects = session.kill("hung")
+    if state is State.HIBERNATING:
+        assert effects == (Kill("hung"),)
+        effects = session.dies("normal")[1:]  # it was faster
+    assert effects == (
+        Died(1, "hung", True),
+        Announce(State.STARTING, "hung"),
+        SetTimer(Timer.START, 30.0, StartTimeout(2)),
+        Spawn(2),
+    )
+    assert session.core.restarts_in_window(session.now) == 1
+
+
+def test_an_exit_signal_on_the_way_back_is_judged_as_that_of_a_live_process() -> None:
+    session = Session(restart="transient").asleep()
+    session.wake()
+    session.spawned()
+    assert session.kill("shutdown") == (Kill("shutdown"),)
+    assert session.dies("shutdown")[1:] == (
+        Died(2, "shutdown", False),
+        FailCalls("stopped", "shutdown"),
+        Announce(State.ENDED, "shutdown"),
+        Removed("shutdown"),
+    )
+
+
+def test_a_stop_of_a_sleeper_is_over_at_once() -> None:
+    assert Session().asleep().stop("bye") == (
+        Died(1, "bye", False),
+        FailCalls("stopped", "bye"),
+        Announce(State.ENDED, "bye"),
+        Removed("bye"),
+    )
+
+
+def test_a_stop_on_the_way_out_gives_the_end_its_reason_and_can_only_shorten_it() -> None:
+    session = Session(shutdown=5).up()
+    session.hibernate()
+    session.now += 1
+    assert session.stop("bye", 9) == (Announce(State.STOPPING, "bye"),)  # it was asked already
+    assert session.dies("normal") == (
+        CancelTimer(Timer.STOP),
+        Died(1, "bye", False),
+        FailCalls("stopped", "bye"),
+        Announce(State.ENDED, "bye"),
+        Removed("bye"),
+    )
+
+
+def test_a_stop_after_a_sleep_has_all_its_time() -> None:
+    session = Session(shutdown=5).asleep()
+    session.now += 100
+    session.wake()
+    session.boot()
+    assert SetTimer(Timer.STOP, 5, StopTimeout(2)) in session.stop()
+
+
+def test_what_is_being_killed_does_not_sleep() -> None:
+    session = Session().up()
+    session.kill("hung")
+    assert session.hibernate() == ()
+    assert session.dies("hung")[0] == Died(1, "hung", True)
+
+
 # --- random walks ----------------------------------------------------------------------------------------------------
 
 REASONS: list[Reason] = ["normal", "shutdown", {"shutdown": 1}, "killed", {"exit": 1}, BOOM]
@@ -744,6 +921,8 @@ class Walk(RuleBasedStateMachine):
         self.stopping = self.failed = self.removed = False
         self.boot_reason: Reason = None
         self.doomed = False
+        self.sleeping = self.asleep = self.waking = self.needed = False
+        self.ended_for: Reason = None  # a kill or stop on the way to sleep or back
         self.stamps: list[int] = []
         self.boots: list[Reason] = []
         self.timers: dict[Timer, Input] = {}
@@ -764,8 +943,10 @@ class Walk(RuleBasedStateMachine):
                 assert not self.stopping, "spawned unwanted"
                 assert incarnation == self.life + 1
                 self.life, self.phase, self.boot_reason, self.doomed = incarnation, "launching", None, False
+                self.waking, self.asleep = self.asleep, False
+                self.ended_for = None
             case SendShutdown():
-                assert self.stopping
+                assert self.stopping or self.sleeping
                 assert self.phase in ("booting", "up")
             case Kill():
                 assert self.phase in ("booting", "up")
@@ -847,10 +1028,26 @@ class Walk(RuleBasedStateMachine):
     @precondition(lambda self: self.phase != "none")
     @rule(reason=st.sampled_from(REASONS), random=st.floats(0, 1, exclude_max=True))
     def dies(self, reason: Reason, random: float) -> None:
+        given = Exited(self.life, reason, random)
+        if self.sleeping and not self.stopping and self.ended_for is None:
+            self.falls_asleep(given)
+            return
+        if self.ended_for is not None:
+            reason, self.phase = self.ended_for, "up"
+        self.ends(given, reason)
+
+    def falls_asleep(self, given: Exited) -> None:
+        self.phase, self.sleeping, self.asleep, self.waking = "none", False, True, False
+        self.give(given)
+        assert not [effect for effect in self.effects if isinstance(effect, Died | FailCalls)]
+        assert self.waking is self.needed is (self.phase == "launching")
+        self.needed = False
+
+    def ends(self, given: Input, reason: Reason) -> None:
         life = self.life
         cause, outcome = self.expected(reason)
-        self.phase = "none"
-        self.give(Exited(life, reason, random))
+        self.phase, self.sleeping, self.asleep, self.needed = "none", False, False, False
+        self.give(given)
         assert [effect for effect in self.effects if isinstance(effect, Died)] == [
             Died(life, cause, outcome == "again")
         ]
@@ -874,6 +1071,18 @@ class Walk(RuleBasedStateMachine):
         self.dies(reason, 0.0)
         if Timer.BACKOFF in self.timers:
             self.fire(Timer.BACKOFF)
+
+    @precondition(lambda self: self.phase == "up" and not (self.stopping or self.sleeping))
+    @rule(boots=st.booleans())
+    def sleeps_and_wakes(self, boots: bool) -> None:
+        """Likewise."""
+        self.hibernate()
+        self.dies("normal", 0.0)
+        if self.asleep:
+            self.wake()
+            self.launched()
+            if boots:
+                self.says_ready()
 
     @precondition(lambda self: self.timers)
     @rule(data=st.data())
@@ -902,14 +1111,43 @@ class Walk(RuleBasedStateMachine):
         if luck:  # most walks should last longer than a few steps
             return
         self.stopping = True
+        if self.asleep:
+            self.ends(StopRequested("normal", shutdown), "normal")
+            return
+        if self.sleeping and self.ended_for is None:
+            self.ended_for = "normal"
         self.give(StopRequested("normal", shutdown))
         assert self.removed is (self.phase == "none")
 
     @precondition(lambda self: self.life > 0)
     @rule(former=st.booleans())
     def kill(self, former: bool) -> None:
-        self.give(KillRequested(self.life - former, "hung"))
+        given = KillRequested(self.life - former, "hung")
+        if self.asleep and not former:
+            self.phase = "up"
+            self.ends(given, "hung")
+            return
+        on_its_way = not self.stopping and (self.sleeping or (self.waking and self.phase in ("launching", "booting")))
+        if on_its_way and not former and self.ended_for is None:
+            self.ended_for = "hung"
+        self.give(given)
         assert not (former and self.effects)
+
+    @precondition(lambda self: self.phase == "up" and not self.stopping and not self.sleeping)
+    @rule()
+    def hibernate(self) -> None:
+        self.sleeping = not self.doomed
+        self.give(HibernateRequested(self.life))
+        assert bool(self.effects) is self.sleeping
+
+    @precondition(lambda self: self.life > 0)
+    @rule()
+    def wake(self) -> None:
+        was_asleep = self.asleep
+        self.needed = self.needed or self.sleeping
+        self.give(WakeRequested())
+        assert bool(self.effects) is was_asleep
+        assert not was_asleep or self.phase == "launching"
 
     @precondition(lambda self: self.life > 0 and not self.removed)
     @rule()
@@ -924,7 +1162,8 @@ class Walk(RuleBasedStateMachine):
         assert self.core.incarnation == self.life
         assert self.core.pid == (self.life if self.is_live() else None)
         assert (self.core.wanted is Wanted.DOWN) is (self.stopping or self.removed or self.life == 0)
-        assert (self.core.state is State.RUNNING) is (self.phase == "up" and not self.stopping)
+        assert (self.core.state is State.RUNNING) is (self.phase == "up" and not (self.stopping or self.sleeping))
+        assert (self.core.state is State.HIBERNATED) is self.asleep
         assert self.core.restarts_in_window(self.now) <= LIMIT + self.failed
 
     def teardown(self) -> None:
