@@ -122,7 +122,8 @@ class Runner:
             return
         await self.recorder.record("turn_resumed", {"reason": resumed_because, "counted": counted}, turn.id)
         if interrupt == turn.id:
-            await self.recorder.record("interrupted", {"by": "client"}, turn.id)
+            by = "turn_timeout" if resumed_because == {"limit": "turn_time"} else "client"
+            await self.recorder.record("interrupted", {"by": by}, turn.id)
 
     # --- what clients ask
 

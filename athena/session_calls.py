@@ -25,7 +25,10 @@ from athena.wire import Frame, Header, dumps
 
 T = TypeVar("T")
 
-SPEC_FIELDS = frozenset({"restart", "max_restarts", "max_seconds", "shutdown", "start_timeout", "hang_timeout"})
+LIMIT_FIELDS = frozenset({"max_memory", "max_processes", "max_files", "turn_timeout"})
+SPEC_FIELDS = LIMIT_FIELDS | {
+    "restart", "max_restarts", "max_seconds", "shutdown", "start_timeout", "hang_timeout", "hibernate_after",
+}  # fmt: skip
 SESSION_FIELDS = frozenset({"name", "session_id", "store", "store_options", "root"}) | SPEC_FIELDS
 
 
@@ -161,6 +164,11 @@ def attach(target: str | int) -> Call[Identity]:
     return Call("attach", _target(target), b"", _identity)
 
 
+def restart(target: str) -> Call[Identity]:
+    """Start a failed session again; answered when it is ready."""
+    return Call("restart", _target(target), b"", _identity)
+
+
 def whereis(name: str) -> Call[Pid | None]:
     """The pid under this name or id."""
     return Call("whereis", _target(name), b"", lambda f: Pid.from_map(f.json()))
@@ -257,11 +265,6 @@ def stop(session_id: str, reason: Any, timeout: float | str | None) -> Call[bool
     )
 
 
-def monitor(target: str | int) -> Call[dict[str, Any]]:
-    """Watch the process."""
-    return Call("monitor", _target(target), b"", lambda f: dict(f.json()))
-
-
 def service(spec: dict[str, Any]) -> Call[dict[str, Any]]:
     """The endpoint of a shared program."""
     return Call("service", {}, dumps(spec), lambda f: dict(f.json()))
@@ -285,7 +288,7 @@ def check_timeout(timeout: object) -> None:
 
 def _target(target: str | int) -> Header:
     if isinstance(target, Pid):
-        return {"session": int(target), "serial": target.serial}
+        return {"session": int(target), "serial": target.serial, "supervisor": target.supervisor}
     is_number = isinstance(target, int) and not isinstance(target, bool) and 0 < target < 2**31
     if not is_number and not isinstance(target, str):
         raise InvalidOption(

@@ -1,4 +1,4 @@
-"""What is looked at every second: who is hung, what is below a child, how large its output file is.
+"""What is looked at every second: who is hung, how large a child's output file is.
 
 A child that owes somebody something and is silent too long is killed as hung, with its stacks in its log.
 
@@ -62,8 +62,6 @@ class Probe:
             self._forget(keeper)
         for keeper in busy:
             self._watch(keeper, now, on_schedule)
-            if keeper.process is not None:
-                keeper.process.observe()  # what is seen below the child now is known as the child's when it dies
         self._ticks += 1
         if self._ticks % TRIM_EVERY_TICKS == 0:
             self._trim_logs()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from athena import proctree
 from athena.errors import Reason
+from supervisor.cgroup import Cgroup
 from supervisor.process_table import ProcessTable, hunt_down, wait_readable
 
 __all__ = [
@@ -85,6 +86,8 @@ class OsProcess:
         self.pidfd = pidfd
         self.start_time = start_time
         self.cookie = cookie
+        self.cgroup: Cgroup | None = None
+        """Its own, where there are any; killed and removed with it."""
         self._table = table
         self._seen: frozenset[proctree.Identity] = frozenset()
         self._death: asyncio.Task[ExitStatus] | None = None
@@ -109,6 +112,8 @@ class OsProcess:
         if self._is_over:
             return
         self.observe()
+        if self.cgroup is not None:
+            self.cgroup.kill()
         self._kill_group()
         self._signal(signal.SIGKILL)
 
@@ -135,9 +140,13 @@ class OsProcess:
         await wait_readable(self.pidfd)
         self._table.begin()
         try:
+            if self.cgroup is not None:
+                self.cgroup.kill()
             if self._is_ours():
                 self._kill_group()
                 await self._hunt()
+            if self.cgroup is not None:  # in a thread: it may wait for the last of what shed every other mark
+                await asyncio.get_running_loop().run_in_executor(self._table.hunters, self.cgroup.end)
             return self._reap()
         finally:
             self._is_over = True

@@ -409,8 +409,12 @@ def test_a_start_that_only_the_child_can_refuse_is_refused_at_the_start(
 
 
 @pytest.mark.parametrize(
-    "field", ["restart", "max_restarts", "max_seconds", "shutdown", "start_timeout", "hang_timeout"]
-)
+    "field",
+    [
+        "restart", "max_restarts", "max_seconds", "shutdown", "start_timeout", "hang_timeout",
+        "hibernate_after", "max_memory", "max_processes", "max_files", "turn_timeout",
+    ],
+)  # fmt: skip
 def test_a_wrong_field_of_the_specification_is_named(field: str, sessions: Sessions) -> None:
     for value in ("sometimes", -1, True, [1]):
         with pytest.raises(AthenaError, match=field) as caught:

@@ -42,7 +42,7 @@ UNSUPPORTED: dict[str, str] = {
          "conclusions", "conclusion_summarizer", "subagent_prompt_suffix", "parent_session_id", "conversation_id",
          "can_use_tool", "hooks", "on_event", "assigns", "todo_writer", "ask_user", "confine", "allowed_roots",
          "allow_local_hosts", "max_unproductive_iterations", "capabilities", "queue", "queue_timeout", "resume",
-         "permission_mode", "metadata", "permission_timeout", "hibernate_after", "python", "max_reflections",
+         "permission_mode", "metadata", "permission_timeout", "python", "max_reflections",
          "per_tool_result_max_chars", "snip_age_iterations", "respect_denylist", "mock_events"),
         "not supported by this release",
     ),
