@@ -6,7 +6,7 @@ never delays an answer."""
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
@@ -14,8 +14,10 @@ from types import TracebackType
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from athena import session_calls as calls
+from athena.async_connections import Inbox, perform
+from athena.async_processes import AsyncMonitor
 from athena.child_specs import session_spec
-from athena.client import AsyncConnection, ConnectionLost, call_timeout
+from athena.client import ConnectionLost, call_timeout
 from athena.errors import (
     AthenaError,
     CallTimeout,
@@ -24,29 +26,24 @@ from athena.errors import (
     NotRunning,
     Reason,
     Unavailable,
-    Unresponsive,
 )
 from athena.events import Cursor, Event, new_uuid
 from athena.loop.result import Result
 from athena.messages import Message, Usage
-from athena.monitor import Down
 from athena.pid import Pid
-from athena.recovery import ANSWER_S, ANSWERED_AT_ONCE, RETRY_S, Granted, Recovery, gone, start_limit_s
+from athena.recovery import ANSWER_S, RETRY_S, Granted, Recovery, gone, start_limit_s
 from athena.session_calls import Call, Identity, StartOptions
 from athena.stored import resume as resume_stored
 from athena.stored import stored_rows
 from athena.subscriber import Item, Subscriber, TurnFilter
 from athena.supervisors import Target, resolve
-from athena.wire import Frame, dumps
+from athena.wire import dumps
 
 T = TypeVar("T")
 
 Messages: TypeAlias = list[Message]
 Rows: TypeAlias = list[dict[str, Any]]
 """Named here, because inside the class ``list`` is a method."""
-
-STREAM_BYTES = 4 * 1024 * 1024
-"""Received and not yet read by the caller; above it the socket is not read, and the supervisor lets us fall behind."""
 
 
 class AsyncSession:
@@ -91,6 +88,12 @@ class AsyncSession:
         at = await asyncio.to_thread(lambda: resolve(supervisor, create=False))
         return cls(at, await perform(at, calls.attach(target), ANSWER_S))
 
+    @classmethod
+    async def restart(cls, target: str, *, supervisor: str | Path | Target | None = None) -> AsyncSession:
+        """Start a failed session again, by name or id, with what it had. Returns when it is ready."""
+        at = await asyncio.to_thread(lambda: resolve(supervisor, create=False))
+        return cls(at, await perform(at, calls.restart(target), None))
+
     @staticmethod
     async def whereis(name: str, *, supervisor: str | Path | Target | None = None) -> Pid | None:
         """The pid of the session with this name or id, or ``None``."""
@@ -102,7 +105,7 @@ class AsyncSession:
 
     @staticmethod
     async def list(*, supervisor: str | Path | Target | None = None) -> Rows:
-        """Rows of live, failed and stored sessions."""
+        """Rows of live, hibernated, failed and stored sessions."""
         at = await asyncio.to_thread(lambda: resolve(supervisor, create=False))
         try:
             return await perform(at, calls.list_sessions(), ANSWER_S)
@@ -205,7 +208,7 @@ class AsyncSession:
 
     async def monitor(self) -> AsyncMonitor:
         """Watch the process that runs the session now."""
-        return await AsyncMonitor._watch(self._target, self.session_id)
+        return await AsyncMonitor.watch(self._target, self.session_id)
 
     # --- ending
 
@@ -302,7 +305,7 @@ class AsyncEventStream:
     def __init__(self, session: AsyncSession, subscriber: Subscriber) -> None:
         self._session = session
         self._subscriber = subscriber
-        self._inbox: _Inbox | None = None
+        self._inbox: Inbox | None = None
         self._items: deque[Item] = deque()
         self.joined_at = 0
         """The seq of the last event before the stream."""
@@ -346,7 +349,7 @@ class AsyncEventStream:
         while True:
             inbox = None
             try:
-                inbox = await _Inbox.open(session._target)
+                inbox = await Inbox.open(session._target)
                 body = dumps(self._subscriber.request_body())
                 answer = await inbox.connection.call("subscribe", {"session": session.session_id}, body, ANSWER_S)
                 self._subscriber.subscribed(answer.json())
@@ -362,139 +365,3 @@ class AsyncEventStream:
                 if inbox is not None and self._inbox is not inbox:
                     inbox.close()
             await asyncio.to_thread(recovery.try_again)
-
-
-class AsyncMonitor:
-    """A one-way watch on one process. Delivers exactly one :class:`~athena.session.Down`."""
-
-    def __init__(self, inbox: _Inbox, watched: str | int, answer: dict[str, Any]) -> None:
-        self.ref = int(answer["ref"])
-        self.pid = Pid.from_map(answer["pid"])
-        self._watched = watched
-        self._inbox = inbox
-        self._reason = answer["reason"]
-        self._is_over = False
-
-    @classmethod
-    async def _watch(cls, target: Target, watched: str | int) -> AsyncMonitor:
-        inbox = await _Inbox.open(target)
-        call = calls.monitor(watched)
-        answer = await inbox.connection.call(call.op, call.header, call.body, ANSWER_S)
-        return cls(inbox, watched, call.read(answer))
-
-    async def wait(self, timeout: float | None = None) -> Down | None:
-        """Wait for the ``Down``; ``None`` once it was delivered or after :meth:`demonitor`.
-
-        Raises :class:`~athena.errors.CallTimeout`.
-        """
-        if self._is_over:
-            return None
-        try:
-            async with asyncio.timeout(timeout):
-                while self._reason is None:
-                    frame = await self._inbox.next()
-                    if frame is None:
-                        self._reason = "noconnection"
-                    elif frame.kind == "down" and frame.header["ref"] == self.ref:
-                        self._reason = frame.header["reason"]
-        except TimeoutError:
-            raise call_timeout("monitor", timeout) from None
-        self.demonitor()
-        return Down(self.ref, self._watched, self.pid, self._reason)
-
-    def demonitor(self) -> None:
-        """Stop watching. Twice is a no-op."""
-        self._is_over = True
-        self._inbox.close()
-
-
-class _Inbox:
-    """A connection of one stream, with its unread frames; the socket is not read while there are too many."""
-
-    def __init__(self, connection: AsyncConnection) -> None:
-        self.connection = connection
-        self._frames: deque[Frame] = deque()
-        self._bytes = 0
-        self._arrived = asyncio.Event()
-        connection.on_notice = self._on_frame
-        connection.lost.add_done_callback(lambda _: self._arrived.set())
-
-    @classmethod
-    async def open(cls, target: Target) -> _Inbox:
-        connection = await AsyncConnection.open(target.path)
-        target.pool.supervisor_id = (connection.hello or {}).get("supervisor")
-        return cls(connection)
-
-    async def next(self) -> Frame | None:
-        """The next frame, or ``None`` when the connection has ended and all frames are read."""
-        while not self._frames:
-            if not self.connection.is_open:
-                return None
-            self._arrived.clear()
-            await self._arrived.wait()
-        frame = self._frames.popleft()
-        self._bytes -= len(frame.body)
-        if self._bytes <= STREAM_BYTES // 2:
-            self.connection.resume_reading()
-        return frame
-
-    def close(self) -> None:
-        self.connection.close()
-
-    def _on_frame(self, frame: Frame) -> None:
-        self._frames.append(frame)
-        self._bytes += len(frame.body)
-        if self._bytes > STREAM_BYTES:
-            self.connection.pause_reading()
-        self._arrived.set()
-
-
-class _Connections:
-    """The connections of one event loop, one to each supervisor; hung up when the loop ends."""
-
-    def __init__(self) -> None:
-        self.open: dict[Path, AsyncConnection] = {}
-        self.locks: defaultdict[Path, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """Whose turn it is to connect: of many first calls at once, one."""
-        self.end = self._end()
-
-    async def _end(self) -> AsyncGenerator[None, None]:
-        """Suspended until the loop ends: that is when a loop closes its generators, and it tells nobody else."""
-        try:
-            yield
-        finally:
-            _by_loop.pop(asyncio.get_running_loop(), None)
-            for connection in self.open.values():
-                connection.close()
-
-
-_by_loop: dict[asyncio.AbstractEventLoop, _Connections] = {}
-
-
-async def _connection(target: Target) -> AsyncConnection:
-    """This event loop's connection to the target."""
-    loop = asyncio.get_running_loop()
-    connections = _by_loop.get(loop)
-    if connections is None:
-        connections = _by_loop[loop] = _Connections()
-        await anext(connections.end)
-    async with connections.locks[target.path]:
-        found = connections.open.get(target.path)
-        if found is None or not found.is_open:
-            found = connections.open[target.path] = await AsyncConnection.open(target.path)
-            target.pool.supervisor_id = (found.hello or {}).get("supervisor")
-    return found
-
-
-async def perform(target: Target, call: Call[T], timeout: float | None) -> T:
-    """One call, once, on this event loop's connection. Raises as :func:`athena.recovery.perform`."""
-    connection = await _connection(target)
-    try:
-        frame = await connection.call(call.op, call.header, call.body, timeout)
-    except TimeoutError as error:
-        if isinstance(error, AthenaError):
-            raise
-        if call.op in ANSWERED_AT_ONCE:
-            raise Unresponsive(f"the supervisor at {str(target.path)!r} does not answer; is it stopped?") from None
-        raise call_timeout(call.op, timeout, call.message_id) from None
-    return call.read(frame)

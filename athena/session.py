@@ -23,8 +23,8 @@ from athena.errors import (
 from athena.events import Cursor, Event, new_uuid
 from athena.loop.result import Result
 from athena.messages import Message, Usage
-from athena.monitor import Monitor
 from athena.pid import Pid
+from athena.processes import Monitor
 from athena.recovery import ANSWER_S, RETRY_S, Granted, Recovery, gone, perform, start_limit_s
 from athena.session_calls import Call, Identity, StartOptions
 from athena.stored import resume as resume_stored
@@ -42,7 +42,8 @@ Rows: TypeAlias = list[dict[str, Any]]
 class Session:
     """A handle on a supervised session. Thread-safe: while one thread waits in ``send_message``, others may call.
 
-    Make one with :meth:`start_link`, :meth:`start` or :meth:`attach`. As a context manager it stops the session.
+    Make one with :meth:`start_link`, :meth:`start`, :meth:`attach` or :meth:`restart`. As a context manager it stops
+    the session.
     """
 
     def __init__(self, target: Target, identity: Identity, options: StartOptions | None = None) -> None:
@@ -60,8 +61,10 @@ class Session:
 
         ``options``: every option of :mod:`athena.loop.options`, and ``name``, ``session_id``, ``store``
         (``"jsonl"``), ``store_options``, ``root``, ``restart`` (``"transient"``), ``max_restarts`` (3),
-        ``max_seconds`` (5), ``shutdown`` (5.0 s), ``start_timeout`` (30 s), ``hang_timeout`` (30 s). Returns when the
-        child is ready; an existing ``session_id`` continues its log.
+        ``max_seconds`` (5), ``shutdown`` (5.0 s), ``start_timeout`` (30 s), ``hang_timeout`` (30 s),
+        ``hibernate_after`` (600 s; ``"infinity"``: never); limits of its process tree: ``max_memory`` (bytes, default
+        ``"half"`` of the machine's), ``max_processes`` (1024), ``max_files`` and ``turn_timeout`` (seconds), both
+        ``"infinity"``. Returns when the child is ready; an existing ``session_id`` continues its log.
 
         Raises :class:`~athena.errors.InvalidOption` (names the option and what is legal),
         :class:`~athena.errors.AlreadyStarted`, :class:`~athena.errors.StartError`, :class:`~athena.errors.LogLocked`,
@@ -100,6 +103,17 @@ class Session:
         at = resolve(supervisor, create=False)
         return cls(at, perform(at, calls.attach(target), ANSWER_S))
 
+    @classmethod
+    def restart(cls, target: str, *, supervisor: str | Path | Target | None = None) -> Session:
+        """Start a failed session again, by name or id: with its old options, grants, log and queue. A turn that was
+        open goes on. Returns a handle when it is ready.
+
+        Raises :class:`~athena.errors.Running` or :class:`~athena.errors.Restarting` if it has not failed,
+        :class:`~athena.errors.StartError` if it fails again, and as :meth:`attach`.
+        """
+        at = resolve(supervisor, create=False)
+        return cls(at, perform(at, calls.restart(target), None))
+
     @staticmethod
     def whereis(name: str, *, supervisor: str | Path | Target | None = None) -> Pid | None:
         """The pid of the session with this name or id, or ``None``, also without a supervisor."""
@@ -110,7 +124,8 @@ class Session:
 
     @staticmethod
     def list(*, supervisor: str | Path | Target | None = None) -> Rows:
-        """Rows of live, failed and stored sessions, each with ``session_id``, ``name``, ``state``, ``pid`` and more."""
+        """Rows of live, hibernated, failed and stored sessions, each with ``session_id``, ``name``, ``state``, ``pid``
+        and more."""
         from athena.stored import stored_rows
 
         try:
@@ -145,7 +160,8 @@ class Session:
 
     @property
     def pid(self) -> Pid | None:
-        """The pid of the process that runs it now; ``None`` while there is none."""
+        """The pid of the process that runs it now; ``None`` while there is none. While it is hibernated the pid is
+        logical: it has no number, and its serial is the one that it had and will have."""
         try:
             return (self._do(calls.attach(self.session_id), ANSWER_S)).pid
         except NoProcess:

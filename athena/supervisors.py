@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from athena import current
 from athena.client import ConnectionLost, Pool, SyncConnection
 from athena.config import Paths, default_paths, default_socket, private_dir, socket_path
 from athena.environment import COOKIE_VARIABLE, ROOT, scrubbed_environment
@@ -166,6 +167,8 @@ def _named(supervisor: str | Path | Target | None) -> Target:
 
 
 def _chosen() -> Target:
+    if current.socket is not None:
+        return _daemon(current.socket)  # a supervised process belongs to its own supervisor
     if os.environ.get("ATHENA_SOCKET"):
         return _daemon(default_socket())
     if _embedded is not None and _embedded[0] == os.getpid():
@@ -254,11 +257,29 @@ def _command(
     supervisor += ["--state", str(paths.state), "--runtime", str(paths.runtime), "--ready-fd", str(ready_fd)]
     if owner is not None:
         supervisor += ["--owner", str(owner)]
+    for name in ("max-sessions", "max-live"):
+        limit = _limit(f"ATHENA_{name.upper().replace('-', '_')}")
+        supervisor += [] if limit is None else [f"--{name}", str(limit)]
     if not detach:
         supervisor.append("--log-stderr")
     if os.environ.get("ATHENA_LAUNCHER") == "plain":
         supervisor.append("--plain-launcher")
     return guard + supervisor
+
+
+def _limit(variable: str) -> int | None:
+    """A count from the environment of who starts the supervisor. Raises :class:`InvalidOption`."""
+    text = os.environ.get(variable)
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise InvalidOption(
+            f"the variable {variable} is {text!r}: expected an integer >= 1; unset it for no limit",
+            option=variable,
+            value=repr(text),
+            expected="an integer >= 1",
+        )
+    return int(text)
 
 
 def _ready(fd: int, output: Path) -> dict[str, Any]:

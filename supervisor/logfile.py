@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
 ROTATE_AT_START_BYTES = 1024 * 1024
 """At a start, a longer file becomes ``.1``: a new incarnation's output is easy to find, the last one's is kept."""
@@ -13,6 +15,37 @@ TRIM_BYTES = 4 * 1024 * 1024
 
 KEEP_BYTES = 1024 * 1024
 """How much of its end a cut file keeps, as ``.1``."""
+
+LAST_LINES, LAST_BYTES = 20, 4096
+"""How much of the end of a life's output is kept when it dies."""
+
+LINE_CHARS = 200
+"""How much of a line a message says."""
+
+
+class Mark(NamedTuple):
+    """Where a file ended at one moment: what is behind it is newer."""
+
+    device: int = 0
+    inode: int = 0
+    size_bytes: int = 0
+
+
+@runtime_checkable
+class KeepsOutput(Protocol):
+    """What has a ``last_output``: the end of what its last life wrote, ``None`` after a clean end and for silence."""
+
+    @property
+    def last_output(self) -> str | None: ...
+
+
+def last_line(output: str | None) -> str:
+    """What a message says of a death's output: the last line, where an exception's name and text are. Whoever prints
+    the message must not do what a control character in it says."""
+    if not output:
+        return ""
+    line = output.rsplit("\n", 1)[-1].strip()[:LINE_CHARS]
+    return "; the last it said: " + "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in line)
 
 
 class LogFile:
@@ -51,6 +84,32 @@ class LogFile:
             fresh.replace(self.previous)
             source.truncate(0)
         return True
+
+    def mark(self) -> Mark:
+        """Where it ends now: taken before a launch, it tells that life's output from that of earlier ones."""
+        try:
+            info = self.path.lstat()
+        except OSError:
+            return Mark()
+        return Mark(info.st_dev, info.st_ino, info.st_size)
+
+    def last_output(self, since: Mark) -> str | None:
+        """The last lines that were written after the mark, at most :data:`LAST_LINES`; ``None`` for nothing.
+
+        A file that was replaced or cut since then holds only newer output. Bytes that are no text are shown as U+FFFD.
+        Never raises: this is said beside the reason of a death, and must not hide it.
+        """
+        try:
+            with open(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+                info = os.fstat(file.fileno())
+                if not stat.S_ISREG(info.st_mode):
+                    return None
+                is_same = (info.st_dev, info.st_ino) == since[:2] and info.st_size >= since.size_bytes
+                file.seek(max(since.size_bytes if is_same else 0, info.st_size - LAST_BYTES))
+                text = file.read(LAST_BYTES).decode(errors="replace")
+        except OSError:
+            return None
+        return "\n".join(text.rstrip().split("\n")[-LAST_LINES:]).lstrip("\n") or None
 
     def discard_if_empty(self) -> None:
         """Remove the file of a child that never wrote and never will."""

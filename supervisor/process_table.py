@@ -15,6 +15,7 @@ from typing import Protocol
 
 from athena import proctree
 from athena.environment import COOKIE_VARIABLE
+from supervisor.process_roster import ProcessRoster
 
 TREE_LIMIT_S = 5.0
 """How long a death waits for the last process of the tree. Only one in uninterruptible sleep can outlast SIGKILL; the
@@ -32,6 +33,10 @@ class Registered(Protocol):
         """Its number, until it is discarded."""
 
     @property
+    def start_time(self) -> int:
+        """When it was started, in clock ticks since boot."""
+
+    @property
     def cookie(self) -> str:
         """The mark of everything it starts; empty for none."""
 
@@ -40,10 +45,12 @@ class ProcessTable:
     """Which direct children of this process are spoken for.
 
     Everything that starts, ends or reaps children shares one table: a hunt never touches a child that is in it, and
-    the reaper judges orphans only while it is quiet. Of one thread, but for ``in`` and :meth:`owner_of`.
+    the reaper judges orphans only while it is quiet. What is in it is noted in `roster`, for the case that this process
+    is killed. Of one thread, but for ``in`` and :meth:`owner_of`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, roster: ProcessRoster | None = None) -> None:
+        self.roster = roster
         self._processes: dict[int, Registered] = {}
         self._busy = 0
         self._lock = threading.Lock()
@@ -84,6 +91,8 @@ class ProcessTable:
         self._processes[process.pid] = process
         with self._lock:
             self._cookies.add(process.cookie)
+        if self.roster is not None:
+            self.roster.add(process)
 
     def discard(self, process: Registered) -> None:
         """Forget `process`, and nobody who has its number now."""
@@ -92,6 +101,8 @@ class ProcessTable:
         with self._lock:
             self._cookies.discard(process.cookie)
             self._owners = {pid: cookie for pid, cookie in self._owners.items() if cookie != process.cookie}
+        if self.roster is not None:
+            self.roster.end(process)
 
     def owner_of(self, orphan: int) -> str:
         """The cookie of the registered process that an adopted orphan belongs to; empty if it shows none.

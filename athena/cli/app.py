@@ -215,19 +215,36 @@ def attach(target: Live, json: Json = False) -> int:
 
 
 @app.command()
-def tree(json: Json = False) -> int:
+def tree(
+    output: Annotated[bool, typer.Option("--output", help="With what a child that died wrote last.")] = False,
+    json: Json = False,
+) -> int:
     """Show the supervision trees: states, pids, restarts and reasons."""
     from athena.cli.tree import tree
 
-    return tree(as_json=json)
+    return tree(as_json=json, with_output=output)
 
 
 @app.command()
-def restart(child: Child, supervisor: Supervised, json: Json = False) -> int:
-    """Start a child that does not run."""
+def restart(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="Name or id of a failed session, or a child's id.", show_default=False),
+    ],
+    supervisor: Annotated[
+        str | None,
+        typer.Option("--supervisor", help="Name of the child's supervisor.", autocompletion=_complete_supervisors),
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Start a failed session again, or with --supervisor a child that does not run."""
+    if supervisor is None:
+        from athena.cli import inspection
+
+        return inspection.restart(target, as_json=json)
     from athena.cli.tree import act
 
-    return act("restart", child, supervisor, as_json=json)
+    return act("restart", target, supervisor, as_json=json)
 
 
 @app.command()

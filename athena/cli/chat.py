@@ -24,7 +24,7 @@ def chat(target: str | None, flags: StartFlags, *, keep: bool) -> int:
     if target is not None and given.get("name", target) != target:
         raise UsageError(f"the session is to be called {target!r} and, by --name, {given['name']!r}")
     found = live_status(target) if target is not None else None
-    if target is not None and found is not None and found["state"] != "failed":
+    if target is not None and found is not None and not found["state"].startswith("failed"):
         _refuse_options(target, given)
         return _attached(target)
     if target is not None and found is not None:

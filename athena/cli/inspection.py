@@ -59,10 +59,21 @@ def stop(target: str, *, as_json: bool) -> int:
     return EXIT_OK
 
 
+def restart(target: str, *, as_json: bool) -> int:
+    """Start a failed session again. Raises :class:`Running`, :class:`NotFound` and what it refuses with."""
+    session = lookup.restart(target)
+    pid = session.pid
+    if as_json:
+        emit({"session_id": session.session_id, "restarted": target, "pid": None if pid is None else int(pid)})
+    else:
+        note(f"restarted {session.name or session.session_id}" + ("" if pid is None else f" (pid {int(pid)})"))
+    return EXIT_OK
+
+
 def messages(target: str, *, as_json: bool) -> int:
     """The conversation, from the session or from its log."""
     row = lookup.live_status(target)
-    if row is None or row["state"] == "failed":
+    if row is None or row["state"].startswith("failed"):
         from athena.loop.state import closed_messages
 
         session_id = target if row is None else str(row["session_id"])

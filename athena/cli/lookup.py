@@ -94,6 +94,21 @@ def attach(target: str) -> Session:
     raise NotFound(f"no live session has the name, id or pid {target!r}{hint}", target=target)
 
 
+def restart(target: str) -> Session:
+    """Start a failed session again, by name or id. Raises :class:`NotFound`, which says what else can be restarted."""
+    from athena.session import Session
+
+    try:
+        return Session.restart(target, supervisor=daemon())
+    except NotFound:
+        hint = f"; its log is there, continue it with: athena resume {target}" if is_stored(target) else ""
+        raise NotFound(
+            f"no session of the daemon has the name or id {target!r}; a supervisor's child is restarted with "
+            f"--supervisor NAME{hint}",
+            target=target,
+        ) from None
+
+
 def is_stored(session_id: str) -> bool:
     """Whether the default store has a log of this id."""
     from athena.events import check_session_id
@@ -131,7 +146,7 @@ def complete_any(incomplete: str) -> list[str]:
 def complete_stored(incomplete: str) -> list[str]:
     """Ids of sessions that can be resumed, for the shell."""
     try:
-        found = [row["session_id"] for row in rows() if row["state"] in ("stored", "failed")]
+        found = [row["session_id"] for row in rows() if row["state"].startswith(("stored", "failed"))]
     except AthenaError:
         return []
     return [value for value in found if value.startswith(incomplete)]

@@ -89,6 +89,11 @@ def printable(text: str, stream: TextIO) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if stream.isatty() else text
 
 
+def indented(text: str | None) -> str | None:
+    """Lines of text below the name of what they are; ``None`` for nothing."""
+    return None if text is None else "".join(f"\n  {line}" for line in text.split("\n"))
+
+
 def one_line(text: str, limit: int | None = None) -> str:
     """``text`` on one line, cut at ``limit`` characters."""
     line = " ".join(text.split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from athena.cli.output import ago, duration, facts, mebibytes, note, one_line, styled, table, write
+from athena.cli.output import ago, duration, facts, indented, mebibytes, note, one_line, styled, table, write
 
 STORED_SHOWN = 20
 """Stored sessions that ``ls`` shows without ``--all``: the ones used last."""
@@ -66,6 +66,7 @@ def session(row: dict[str, Any]) -> None:
             ("started", ago(row["started_at"])),
             ("last written", ago(row["updated_at"]) or None),
             ("output", row["log_file"]),
+            ("last output", indented(row["last_output"])),
         ]
     )
 
@@ -101,6 +102,7 @@ def supervisor(info: dict[str, Any]) -> None:
             ("state directory", info["state_dir"]),
             ("up for", duration(info["uptime_s"])),
             ("sessions", info["sessions"]),
+            ("hibernated", info["hibernated"]),
             ("failed", info["failed"]),
             ("services", services),
             ("connections", info["connections"]),

@@ -9,7 +9,7 @@ from typing import Any
 from athena.child_specs import ChildId
 from athena.cli import lookup
 from athena.cli.border import EXIT_OK
-from athena.cli.output import emit, note, one_line, printable, show
+from athena.cli.output import emit, indented, note, one_line, printable, show
 from athena.pid import Pid
 from athena.tree_calls import Ignored
 from athena.trees import Supervisor, list_trees
@@ -19,8 +19,8 @@ STYLES = {"running": "green", "stopped": "dim", "restarting": "yellow"}
 REASON_CHARS = 80
 
 
-def tree(*, as_json: bool) -> int:
-    """Every tree of the daemon as it is now."""
+def tree(*, as_json: bool, with_output: bool = False) -> int:
+    """Every tree of the daemon as it is now; ``with_output`` shows people what the dead wrote last, too."""
     at = lookup.daemon()
     try:
         found = list_trees(supervisor=at)
@@ -32,7 +32,7 @@ def tree(*, as_json: bool) -> int:
     if not found:
         note("no supervision trees; a program starts one with Supervisor.start")
     for root in found:
-        _show(root)
+        _show(root, with_output)
     return EXIT_OK
 
 
@@ -97,12 +97,16 @@ def _all(rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
         yield from _all(row["children"])
 
 
-def _show(root: dict[str, Any]) -> None:
+def _show(root: dict[str, Any], with_output: bool) -> None:
+    from rich.text import Text
     from rich.tree import Tree
 
     def grow(branch: Tree, row: dict[str, Any]) -> None:
         for child in row["children"]:
-            grow(branch.add(_line(child)), child)
+            line = _line(child)
+            if with_output and child.get("last_output"):
+                line.append(Text(printable(str(indented(child["last_output"])), sys.stdout), style="dim"))
+            grow(branch.add(line), child)
 
     top = Tree(_line(root), guide_style="dim")
     grow(top, root)
