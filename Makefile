@@ -55,8 +55,8 @@ cover: $(VENV)/.dev ## all tests but the slow ones, with a report of what they d
 bench: $(VENV)/.dev ## measure Athena and its floor side by side
 	$(BIN)/python scripts/bench.py $(ARGS)
 
-docs: $(VENV)/.dev ## write docs/protocol.md anew from the code, and try every example in the docs
-	$(BIN)/python scripts/protocol_page.py
+docs: $(VENV)/.dev ## write docs/protocol.md and docs/states.md anew from the code, and try every example in the docs
+	$(BIN)/python scripts/protocol_page.py && $(BIN)/python scripts/states_page.py
 	$(BIN)/python -m pytest tests/test_docs.py $(ARGS)
 
 check: SLOW := 1

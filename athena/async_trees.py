@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar, Unpack, overload
 
 from athena import tree_calls as calls
-from athena.async_session import perform
-from athena.child_specs import ChildId, Spec, dynamic_flags, flags
+from athena.async_connections import perform
+from athena.child_specs import ChildId, DynamicFlags, Flags, Kind, Spec
 from athena.errors import AlreadyStarted, NoProcess, ProcessExited, Reason, Unavailable
 from athena.pid import Pid
 from athena.recovery import ANSWER_S
 from athena.session_calls import Call
 from athena.supervisors import Target, resolve
 from athena.tree_calls import ChildCounts, ChildInfo, Ignored, Started, TreeIdentity
-from athena.trees import DynamicSupervisor, Supervisor
+from athena.trees import At, DynamicSupervisor, Supervisor
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="AsyncTreeHandle")
@@ -35,15 +34,19 @@ class AsyncTreeHandle:
         return f"<{type(self).__name__} {self.name or repr(self.pid)}>"
 
     @classmethod
-    async def attach(cls: type[Self], target: str | Pid, *, supervisor: str | Path | Target | None = None) -> Self:
+    async def attach(cls: type[Self], target: str | Pid, *, supervisor: At = None) -> Self:
         """A handle on a running supervisor by name or pid."""
         at = await asyncio.to_thread(lambda: resolve(supervisor, create=False))
         return cls(at, await perform(at, calls.attach(target), ANSWER_S))
 
     @classmethod
-    async def _start(cls: type[Self], supervisor: str | Path | Target | None, call: Call[TreeIdentity]) -> Self:
+    async def _begin(
+        cls: type[Self], given: Sequence[Any], options: dict[str, Any], *, name: str | None, link: bool, supervisor: At
+    ) -> Self | Ignored:
+        call = calls.begin(cls, given, options, name=name, link=link)
         target = await asyncio.to_thread(resolve, supervisor)
-        return cls(target, await _perform(target, call, None))
+        identity = await _perform(target, call, None)
+        return identity if isinstance(identity, Ignored) else cls(target, identity)
 
     async def start_child(self, spec: Spec | Sequence[Any]) -> Started | Ignored:
         """Start one more child, and return when it is ready."""
@@ -98,39 +101,57 @@ async def _perform(target: Target, call: Call[T], timeout: float | None) -> T:
 class AsyncSupervisor(AsyncTreeHandle):
     """A supervisor with a list of children. See :class:`athena.trees.Supervisor`."""
 
-    child_spec = staticmethod(Supervisor.child_spec)
+    supervisor_kind: ClassVar[Kind] = "static"
+    spec = staticmethod(Supervisor.spec)
 
+    @overload
     @classmethod
     async def start_link(
-        cls,
+        cls: type[Self],
         children: Sequence[Spec],
         *,
-        strategy: str = "one_for_one",
-        max_restarts: int = 3,
-        max_seconds: float = 5,
-        auto_shutdown: str = "never",
         name: str | None = None,
-        supervisor: str | Path | Target | None = None,
-    ) -> AsyncSupervisor:
-        """Start a supervisor and its children, linked to this program."""
-        given = flags(strategy, max_restarts, max_seconds, auto_shutdown)
-        return await cls._start(supervisor, calls.start(given, children, name, link=True))
+        supervisor: At = None,
+        **flags: Unpack[Flags],
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    async def start_link(
+        cls: type[Self], *args: Any, name: str | None = None, supervisor: At = None, **kwargs: Any
+    ) -> Self | Ignored: ...
 
     @classmethod
+    async def start_link(cls, *given: Any, name: str | None = None, supervisor: At = None, **options: Any) -> Any:
+        """Start a supervisor and its children, linked to this program."""
+        return await cls._begin(given, options, name=name, link=True, supervisor=supervisor)
+
+    @overload
+    @classmethod
     async def start(
-        cls,
+        cls: type[Self],
         children: Sequence[Spec],
         *,
-        strategy: str = "one_for_one",
-        max_restarts: int = 3,
-        max_seconds: float = 5,
-        auto_shutdown: str = "never",
         name: str | None = None,
-        supervisor: str | Path | Target | None = None,
-    ) -> AsyncSupervisor:
+        supervisor: At = None,
+        **flags: Unpack[Flags],
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    async def start(
+        cls: type[Self], *args: Any, name: str | None = None, supervisor: At = None, **kwargs: Any
+    ) -> Self | Ignored: ...
+
+    @classmethod
+    async def start(cls, *given: Any, name: str | None = None, supervisor: At = None, **options: Any) -> Any:
         """As :meth:`start_link`, but it lives on in the daemon when this program ends."""
-        given = flags(strategy, max_restarts, max_seconds, auto_shutdown)
-        return await cls._start(supervisor, calls.start(given, children, name, link=False))
+        return await cls._begin(given, options, name=name, link=False, supervisor=supervisor)
+
+    @classmethod
+    def child_spec(cls, *given: Any, id: ChildId = None, name: str | None = None, **fields: Any) -> dict[str, Any]:
+        """The specification of a supervisor as a child of another."""
+        return calls.supervisor_child(cls, given, id=id, name=name, fields=fields)
 
     async def restart_child(self, child: ChildId) -> Started | Ignored:
         """Start a child that does not run."""
@@ -144,34 +165,48 @@ class AsyncSupervisor(AsyncTreeHandle):
 class AsyncDynamicSupervisor(AsyncTreeHandle):
     """A supervisor whose children come and go. See :class:`athena.trees.DynamicSupervisor`."""
 
-    child_spec = staticmethod(DynamicSupervisor.child_spec)
+    supervisor_kind: ClassVar[Kind] = "dynamic"
+    spec = staticmethod(DynamicSupervisor.spec)
 
+    @overload
     @classmethod
     async def start_link(
-        cls,
-        *,
-        max_children: int | None = None,
-        extra_arguments: Sequence[Any] = (),
-        max_restarts: int = 3,
-        max_seconds: float = 5,
-        name: str | None = None,
-        supervisor: str | Path | Target | None = None,
-    ) -> AsyncDynamicSupervisor:
-        """Start one without children, linked to this program."""
-        given = dynamic_flags(max_children, extra_arguments, max_restarts, max_seconds)
-        return await cls._start(supervisor, calls.start(given, None, name, link=True))
+        cls: type[Self], *, name: str | None = None, supervisor: At = None, **flags: Unpack[DynamicFlags]
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    async def start_link(
+        cls: type[Self], *args: Any, name: str | None = None, supervisor: At = None, **kwargs: Any
+    ) -> Self | Ignored: ...
 
     @classmethod
+    async def start_link(cls, *given: Any, name: str | None = None, supervisor: At = None, **options: Any) -> Any:
+        """Start one without children, linked to this program."""
+        return await cls._begin(given, options, name=name, link=True, supervisor=supervisor)
+
+    @overload
+    @classmethod
     async def start(
-        cls,
-        *,
-        max_children: int | None = None,
-        extra_arguments: Sequence[Any] = (),
-        max_restarts: int = 3,
-        max_seconds: float = 5,
-        name: str | None = None,
-        supervisor: str | Path | Target | None = None,
-    ) -> AsyncDynamicSupervisor:
+        cls: type[Self], *, name: str | None = None, supervisor: At = None, **flags: Unpack[DynamicFlags]
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    async def start(
+        cls: type[Self], *args: Any, name: str | None = None, supervisor: At = None, **kwargs: Any
+    ) -> Self | Ignored: ...
+
+    @classmethod
+    async def start(cls, *given: Any, name: str | None = None, supervisor: At = None, **options: Any) -> Any:
         """As :meth:`start_link`, but it lives on in the daemon when this program ends."""
-        given = dynamic_flags(max_children, extra_arguments, max_restarts, max_seconds)
-        return await cls._start(supervisor, calls.start(given, None, name, link=False))
+        return await cls._begin(given, options, name=name, link=False, supervisor=supervisor)
+
+    @classmethod
+    def child_spec(cls, *given: Any, id: ChildId = None, name: str | None = None, **fields: Any) -> dict[str, Any]:
+        """The specification of a dynamic supervisor as a child of another."""
+        return calls.supervisor_child(cls, given, id=id, name=name, fields=fields)
+
+    async def start_child(self, spec: Spec | Sequence[Any]) -> Started | Ignored:
+        """Start one more child. A wrong specification is refused here, without asking the supervisor."""
+        return await self._do(calls.start_dynamic_child(self.pid, spec))

@@ -7,12 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypedDict
 
+from athena.child_spec_rules import ChildId as ChildId
+from athena.child_spec_rules import spec_error
 from athena.errors import InvalidOption
+from athena.names import Name, name_form
 from athena.session_calls import start_options
-
-ChildId: TypeAlias = str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +22,17 @@ class ChildSpec:
 
     Args:
         id: unique in a :class:`Supervisor`; without meaning in a :class:`DynamicSupervisor`.
-        start: ``"package.module:function"``, or a program with its arguments as a list.
-        args, kwargs: what the function is called with, as JSON; a program gets ``args`` behind its own.
+        start: ``"package.module:function"``, ``"package.module:ServerClass"``, ``"package.module:SupervisorClass"``
+            (with ``type="supervisor"``), or a program with its arguments as a list.
+        args, kwargs: what the function or the class's ``init`` is called with, as JSON; a program gets ``args`` behind
+            its own.
+        name: what the process is called while it runs.
         restart: ``"permanent"``, ``"transient"`` (only after an abnormal end) or ``"temporary"`` (never).
         shutdown: seconds between the polite signal and the kill, ``"brutal_kill"`` or ``"infinity"``; default 5.
         significant: whether its end may end the supervisor (``auto_shutdown``).
-        start_timeout: seconds until a function must be entered, or ``"infinity"``.
+        start_timeout: seconds until it must be ready, or ``"infinity"``.
+        ready: of a program: ``"exec"`` (the default), ready when it runs; ``"notify"``: when it has sent ``READY=1`` to
+            the socket in ``NOTIFY_SOCKET``, as sd_notify(3) does.
         modules: informational.
         env, cwd, python_path: instead of those of the program that started the supervisor.
     """
@@ -40,6 +46,8 @@ class ChildSpec:
     type: str = "worker"
     significant: bool = False
     start_timeout: float | str = 30.0
+    ready: Literal["exec", "notify"] | None = None
+    name: Name | None = None
     modules: Sequence[str] | Literal["dynamic"] | None = None
     env: Mapping[str, str] | None = field(default=None, repr=False)
     cwd: str | Path | None = None
@@ -49,27 +57,80 @@ class ChildSpec:
         """The specification as a mapping."""
         names = ("id", "start", "args", "kwargs", "restart", "type", "significant", "start_timeout")
         found = {name: getattr(self, name) for name in names}
-        found |= {name: getattr(self, name) for name in ("shutdown", "modules") if getattr(self, name) is not None}
-        options: dict[str, Any] = {"env": self.env, "python_path": self.python_path}
+        optional = ("shutdown", "modules", "ready")
+        found |= {name: getattr(self, name) for name in optional if getattr(self, name) is not None}
+        options: dict[str, Any] = {"env": self.env, "python_path": self.python_path, "name": name_form(self.name)}
         options["cwd"] = None if self.cwd is None else os.path.abspath(self.cwd)
         return {**found, "options": {name: value for name, value in options.items() if value is not None}}
 
 
 Spec: TypeAlias = ChildSpec | Mapping[str, Any]
 
+Kind: TypeAlias = Literal["static", "dynamic"]
+"""Of supervisors: with a list of children, or with children that come and go."""
 
-def flags(strategy: str, max_restarts: int, max_seconds: float, auto_shutdown: str) -> dict[str, Any]:
+
+class Flags(TypedDict, total=False):
+    """What a supervisor with a list of children may be told about them as a group."""
+
+    strategy: str
+    max_restarts: int
+    max_seconds: float
+    auto_shutdown: str
+
+
+class DynamicFlags(TypedDict, total=False):
+    """What a dynamic supervisor may be told about its children as a group."""
+
+    max_children: int | None
+    extra_arguments: Sequence[Any]
+    max_restarts: int
+    max_seconds: float
+
+
+def flags(
+    *, strategy: str = "one_for_one", max_restarts: int = 3, max_seconds: float = 5, auto_shutdown: str = "never"
+) -> dict[str, Any]:
     """The flags of a supervisor with a list of children."""
     limits = {"max_restarts": max_restarts, "max_seconds": max_seconds}
     return {"strategy": strategy, **limits, "auto_shutdown": auto_shutdown}
 
 
 def dynamic_flags(
-    max_children: int | None, extra_arguments: Sequence[Any], max_restarts: int, max_seconds: float
+    *,
+    max_children: int | None = None,
+    extra_arguments: Sequence[Any] = (),
+    max_restarts: int = 3,
+    max_seconds: float = 5,
 ) -> dict[str, Any]:
     """The flags of a dynamic supervisor."""
     limits = {"max_restarts": max_restarts, "max_seconds": max_seconds}
     return {"max_children": max_children, "extra_arguments": extra_arguments, **limits}
+
+
+def has_init(cls: type) -> bool:
+    """Whether this class of supervisors says itself what it supervises."""
+    return hasattr(cls, "init")
+
+
+def import_name(cls: type) -> str:
+    """The name under which a process of its own finds a class. Raises :class:`~athena.errors.InvalidSpec`."""
+    if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
+        where = "the program that is run" if cls.__module__ == "__main__" else "a function"
+        raise spec_error(
+            "invalid_mfa",
+            f"{cls.__module__}:{cls.__qualname__}",
+            f"its init runs in a process of its own, which cannot import what is defined in {where}; move the class to "
+            "the top level of a module",
+        )
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def class_spec(cls: type, args: Sequence[Any], *, id: ChildId = None, **fields: Any) -> dict[str, Any]:
+    """The specification of a supervisor of this class; ``fields`` are those of :class:`ChildSpec`."""
+    name = fields.get("name")
+    given = id if id is not None else name if isinstance(name, str) else cls.__name__
+    return ChildSpec(given, import_name(cls), args, type="supervisor", **fields).to_map()
 
 
 def spec_map(spec: object) -> Any:

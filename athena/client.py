@@ -7,8 +7,10 @@ for each call that waits at the same time, from a pool; the asyncio shell uses o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
+import select
 import socket
 import struct
 import threading
@@ -145,6 +147,20 @@ class SyncConnection:
                     self.inbox.append(frame)  # also what came right behind the answer: a stream's first events
         return outcome(answer)
 
+    def tell(self, op: str, header: Header) -> None:
+        """Ask for what has no answer. A connection that has ended is found out by who reads from it."""
+        box = Outbox()
+        box.put({"kind": "request", "op": op, **header})
+        with contextlib.suppress(ConnectionLost):
+            self._send(b"".join(iter(box.take, None)), None)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the other end has hung up."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
+        return bool(poll.poll(0))
+
     def next_frame(self, deadline: float | None = None) -> Frame:
         """The next frame that is no answer. Raises ``TimeoutError`` at the deadline (monotonic)."""
         while not self.inbox:
@@ -194,17 +210,23 @@ class Pool:
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
-    def call(self, op: str, header: Header, body: bytes, timeout_s: float | None) -> Frame:
-        """One call on a connection of its own. Raises as :meth:`SyncConnection.call`."""
+    def call(self, op: str, header: Header, body: bytes, timeout_s: float | None, *, once: bool = False) -> Frame:
+        """One call on a connection of its own. Raises as :meth:`SyncConnection.call`.
+
+        ``once``: the operation must not be repeated, as others may, when an idle connection turns out to be cut.
+        """
         while True:
             connection, is_fresh = self._take(timeout_s)
+            if once and connection.is_cut:
+                connection.close()
+                continue
             try:
                 frame = connection.call(op, header, body, timeout_s)
             except ConnectionLost:
                 connection.close()
-                if is_fresh:
+                if is_fresh or once:
                     raise
-                continue  # an idle one that the supervisor's end had cut: all operations may be repeated
+                continue  # an idle one that the supervisor's end had cut
             except TimeoutError:
                 connection.close()
                 raise
@@ -299,6 +321,13 @@ class AsyncConnection:
                 return outcome(await future)
         finally:
             del self._calls[request_id]
+            if op == "call" and not future.done():
+                self.tell("give_up", {"call": request_id})
+
+    def tell(self, op: str, header: Header) -> None:
+        """Ask for what has no answer."""
+        if self._channel is not None:
+            self._channel.send({"kind": "request", "op": op, **header})
 
     def close(self) -> None:
         """Hang up."""

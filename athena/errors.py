@@ -87,6 +87,10 @@ class AlreadyStarted(AthenaError):
     """A live process has this name or session id. Field: ``pid``."""
 
 
+class AlreadyRegistered(AthenaError):
+    """A live process, the calling one maybe, holds this key of a registry. Field: ``pid``."""
+
+
 class AlreadyPresent(AthenaError):
     """The supervisor has a child of this id that does not run: restart it, or delete it."""
 
@@ -105,6 +109,14 @@ class Restarting(AthenaError):
 
 class ProcessExited(AthenaError):
     """The process ended before it answered. Field: ``reason``."""
+
+
+class NotAServer(AthenaError):
+    """The process answers no calls: it is a function, a program, a session or a supervisor. Field: ``target``."""
+
+
+class CallingSelf(AthenaError):
+    """A process called, or stopped, itself: it cannot answer while it waits. Field: ``target``."""
 
 
 class StartError(AthenaError):

@@ -131,10 +131,13 @@ class Recovery:
         self._supervisor_id = self._target.pool.supervisor_id
 
 
-def perform(target: Target, call: Call[T], timeout: float | None) -> T:
-    """One call, once. Raises what was answered, :class:`ConnectionLost`, or the timeout in Athena's words."""
+def perform(target: Target, call: Call[T], timeout: float | None, *, once: bool = False) -> T:
+    """One call, once. Raises what was answered, :class:`ConnectionLost`, or the timeout in Athena's words.
+
+    ``once``: not even on another connection, when an idle one turns out to be cut.
+    """
     try:
-        frame = target.pool.call(call.op, call.header, call.body, timeout)
+        frame = target.pool.call(call.op, call.header, call.body, timeout, once=once)
     except TimeoutError as error:
         if isinstance(error, AthenaError):
             raise

@@ -4,14 +4,28 @@ these."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
-from athena.child_specs import ChildId, ChildSpec, spec_map
+from athena.child_spec_rules import checked_dynamic_spec
+from athena.child_specs import (
+    ChildId,
+    ChildSpec,
+    DynamicFlags,
+    Flags,
+    Kind,
+    Spec,
+    class_spec,
+    dynamic_flags,
+    flags,
+    has_init,
+    spec_map,
+    supervisor_spec,
+)
 from athena.errors import AlreadyStarted, InvalidSpec, Reason
 from athena.messages import clean_text
 from athena.pid import Pid
@@ -66,17 +80,63 @@ class TreeIdentity:
 # --- calls ------------------------------------------------------------------------------------------------------------
 
 
-def start(given: Mapping[str, Any], children: object, name: str | None, *, link: bool) -> Call[TreeIdentity]:
-    """Start a supervisor with these flags; ``children`` are specifications, ``None`` for a dynamic one."""
-    kind = "dynamic" if children is None else "static"
+def start(
+    kind: Kind, given: Mapping[str, Any], children: object, *, name: str | None, link: bool
+) -> Call[TreeIdentity]:
+    """Start a supervisor of this kind with these flags; a static one's ``children`` are specifications."""
     specs = [spec_map(one) for one in children] if isinstance(children, list | tuple) else children
-    caller = {
-        "env": {clean_text(k): clean_text(v) for k, v in os.environ.items()},
-        "cwd": os.getcwd(),
-        "python_path": import_path(),
-    }
-    body = {"kind": kind, "flags": dict(given), "children": specs, "name": name, "link": link, "caller": caller}
+    body = {"kind": kind, "flags": dict(given), "children": specs, "name": name, "link": link, "caller": caller_map()}
     return Call("tree_start", {}, _encoded(body), _identity)
+
+
+def begin(cls: Any, given: Sequence[Any], options: dict[str, Any], *, name: str | None, link: bool) -> Call[Any]:
+    """Start a supervisor of this class: with the children or flags that are given, or with arguments for its ``init``.
+
+    Raises TypeError for an option that it has not.
+    """
+    if has_init(cls):
+        fields = {"start_timeout": options.pop("start_timeout")} if "start_timeout" in options else {}
+        return start_class(class_spec(cls, given, kwargs=options, name=name, **fields), link=link)
+    children, made = _plain_start(cls, given, options)
+    return start(cls.supervisor_kind, made, children, name=name, link=link)
+
+
+def supervisor_child(
+    cls: Any, given: Sequence[Any], *, id: ChildId, name: str | None, fields: dict[str, Any]
+) -> dict[str, Any]:
+    """The specification of a supervisor of this class as a child of another."""
+    if has_init(cls):
+        return class_spec(cls, given, id=id, name=name, **fields)
+    accepted = Flags if cls.supervisor_kind == "static" else DynamicFlags
+    options = {option: fields.pop(option) for option in accepted.__annotations__ if option in fields}
+    children, made = _plain_start(cls, given, options)
+    if cls.supervisor_kind == "dynamic":
+        return supervisor_spec("dynamic_supervisor", {"flags": made}, name, {"id": id, **fields})
+    start = {"flags": made, "children": [spec_map(one) for one in children]}
+    return supervisor_spec("supervisor", start, name, {"id": id, **fields})
+
+
+def static_spec(children: Sequence[Spec], **options: Any) -> tuple[dict[str, Any], list[Any]]:
+    """What the ``init`` of a supervisor with children returns."""
+    return flags(**options), [spec_map(one) for one in children]
+
+
+def _plain_start(cls: Any, given: Sequence[Any], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The children and the flags of a supervisor without ``init``."""
+    if cls.supervisor_kind == "dynamic":
+        if given:
+            raise TypeError(f"{cls.__name__} takes no children when it starts: start_child adds them")
+        return None, dynamic_flags(**options)
+    if len(given) + ("children" in options) != 1:
+        raise TypeError(f"{cls.__name__} takes one list of children, not {len(given)} arguments")
+    children = given[0] if given else options["children"]
+    return children, flags(**{name: value for name, value in options.items() if name != "children"})
+
+
+def start_class(spec: Mapping[str, Any], *, link: bool) -> Call[TreeIdentity | Ignored]:
+    """Start a supervisor of a class that says itself what it supervises; ``spec`` is that of a child."""
+    body = {"kind": "class", "spec": spec, "link": link, "caller": caller_map()}
+    return Call("tree_start", {}, _encoded(body), _identity_or_ignored)
 
 
 def attach(target: str | Pid) -> Call[TreeIdentity]:
@@ -102,6 +162,15 @@ def start_child(tree: str | Pid, spec: object) -> Call[Started | Ignored]:
         options = {"cwd": os.getcwd(), "python_path": import_path(), **given.get("options", {})}
         given = {**given, "options": options}
     return Call("start_child", _header(tree), _encoded({"spec": given}), _started)
+
+
+def start_dynamic_child(tree: str | Pid, spec: object) -> Call[Started | Ignored]:
+    """Start a child of a dynamic supervisor. What is wrong with it is seen here, before anybody is asked (otp.md 11).
+
+    Raises :class:`~athena.errors.InvalidSpec`.
+    """
+    checked_dynamic_spec(spec_map(spec))
+    return start_child(tree, spec)
 
 
 def restart_child(tree: str | Pid, child: object) -> Call[Started | Ignored]:
@@ -139,7 +208,18 @@ def count_children(tree: str | Pid) -> Call[ChildCounts]:
     return Call("count_children", _header(tree), b"", lambda f: ChildCounts(**f.json()))
 
 
+def caller_map() -> dict[str, Any]:
+    """What this program's children get from it."""
+    env = {clean_text(k): clean_text(v) for k, v in os.environ.items()}
+    return {"env": env, "cwd": os.getcwd(), "python_path": import_path()}
+
+
 # --- reading and writing ----------------------------------------------------------------------------------------------
+
+
+def json_form(value: Any) -> Any:
+    """What specifications and flags are on the other side. Raises :class:`~athena.errors.InvalidSpec`."""
+    return orjson.loads(_encoded(value))
 
 
 def _encoded(value: Any) -> bytes:
@@ -178,6 +258,10 @@ def _pid(value: dict[str, Any]) -> Pid:
 def _identity(frame: Frame) -> TreeIdentity:
     value = frame.json()
     return TreeIdentity(_pid(value["pid"]), value["name"])
+
+
+def _identity_or_ignored(frame: Frame) -> TreeIdentity | Ignored:
+    return Ignored() if "ignored" in frame.json() else _identity(frame)
 
 
 def _started(frame: Frame) -> Started | Ignored:

@@ -8,16 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar, Unpack, overload
 
 from athena import tree_calls as calls
-from athena.child_specs import ChildId, Spec, dynamic_flags, flags, spec_map, supervisor_spec
+from athena.child_specs import ChildId, DynamicFlags, Flags, Kind, Spec, dynamic_flags
 from athena.errors import AlreadyStarted, NoProcess, ProcessExited, Reason, Unavailable
 from athena.pid import Pid
 from athena.recovery import ANSWER_S, perform
 from athena.session_calls import Call
 from athena.supervisors import Target, resolve
 from athena.tree_calls import ChildCounts, ChildInfo, Ignored, Started, TreeIdentity
+
+At: TypeAlias = str | Path | Target | None
+"""Which daemon."""
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="TreeHandle")
@@ -39,7 +42,7 @@ class TreeHandle:
         return f"<{type(self).__name__} {self.name or repr(self.pid)}>"
 
     @classmethod
-    def attach(cls: type[Self], target: str | Pid, *, supervisor: str | Path | Target | None = None) -> Self:
+    def attach(cls: type[Self], target: str | Pid, *, supervisor: At = None) -> Self:
         """A handle on a running supervisor by name or pid.
 
         Raises :class:`~athena.errors.NoProcess`, and :class:`~athena.errors.Unavailable` if there is no daemon.
@@ -48,9 +51,13 @@ class TreeHandle:
         return cls(at, perform(at, calls.attach(target), ANSWER_S))
 
     @classmethod
-    def _start(cls: type[Self], supervisor: str | Path | Target | None, call: Call[TreeIdentity]) -> Self:
+    def _begin(
+        cls: type[Self], given: Sequence[Any], options: dict[str, Any], *, name: str | None, link: bool, supervisor: At
+    ) -> Self | Ignored:
+        call = calls.begin(cls, given, options, name=name, link=link)
         target = resolve(supervisor)
-        return cls(target, _perform(target, call, None))
+        identity = _perform(target, call, None)
+        return identity if isinstance(identity, Ignored) else cls(target, identity)
 
     def start_child(self, spec: Spec | Sequence[Any]) -> Started | Ignored:
         """Start one more child, and return when it is ready.
@@ -112,70 +119,100 @@ def _perform(target: Target, call: Call[T], timeout: float | None) -> T:
 
 
 class Supervisor(TreeHandle):
-    """A supervisor with a list of children."""
+    """A supervisor with a list of children.
 
+    The list is given to :meth:`start_link`; or a class of your own makes it, in a short-lived process before each start
+    and restart of the supervisor:
+
+    ```python
+    class Crew(Supervisor):
+        def init(self, topic):
+            return self.spec([ChildSpec("feed", "feed:watch", args=[topic])], strategy="rest_for_one")
+
+
+    crew = Crew.start_link("owls", name="crew")
+    ```
+
+    ``init``, plain or ``async def``, returns what :meth:`spec` makes, or :class:`~athena.Ignore`. A supervisor that is
+    started again begins with what ``init`` returns then: children that were added meanwhile are gone.
+    """
+
+    supervisor_kind: ClassVar[Kind] = "static"
+
+    @overload
     @classmethod
     def start_link(
-        cls,
+        cls: type[Self],
         children: Sequence[Spec],
         *,
-        strategy: str = "one_for_one",
-        max_restarts: int = 3,
-        max_seconds: float = 5,
-        auto_shutdown: str = "never",
         name: str | None = None,
-        supervisor: str | Path | Target | None = None,
-    ) -> Supervisor:
+        supervisor: At = None,
+        **flags: Unpack[Flags],
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    def start_link(
+        cls: type[Self], *args: Any, name: str | None = None, supervisor: At = None, **kwargs: Any
+    ) -> Self | Ignored: ...
+
+    @classmethod
+    def start_link(cls, *given: Any, name: str | None = None, supervisor: At = None, **options: Any) -> Any:
         """Start a supervisor and its children, one after another, linked to this program: it ends with it.
 
         Args:
-            children: :class:`~athena.ChildSpec`, mappings, and what ``child_spec`` makes.
-            strategy: who is restarted with a child that died: ``"one_for_one"`` nobody else, ``"one_for_all"`` all,
-                ``"rest_for_one"`` those after it. ``"simple_one_for_one"``: one specification, any number of instances.
-            max_restarts, max_seconds: more restarts inside that many seconds end the supervisor with ``shutdown``.
-            auto_shutdown: ``"any_significant"`` or ``"all_significant"`` children's end ends the supervisor.
+            given: the children: :class:`~athena.ChildSpec`, mappings, and what ``child_spec`` makes. For a class with
+                ``init`` the arguments of that, and then ``options`` are its keyword arguments.
             name: to attach by.
             supervisor: which daemon; see :meth:`athena.Session.start_link`.
+            options: ``strategy``: who is restarted with a child that died: ``"one_for_one"`` nobody else,
+                ``"one_for_all"`` all, ``"rest_for_one"`` those after it. ``"simple_one_for_one"``: one specification,
+                any number of instances. ``max_restarts=3``, ``max_seconds=5``: more restarts inside that many seconds
+                end the supervisor with ``shutdown``. ``auto_shutdown="never"``: ``"any_significant"`` or
+                ``"all_significant"`` children's end ends the supervisor.
+
+        Returns the handle, or :class:`~athena.Ignored` if ``init`` wants no supervisor.
 
         Raises :class:`~athena.errors.StartError` (its ``reason`` says which specification is wrong, or which child
         failed to start) and :class:`~athena.errors.AlreadyStarted`; nothing is left behind then.
         """
-        given = flags(strategy, max_restarts, max_seconds, auto_shutdown)
-        return cls._start(supervisor, calls.start(given, children, name, link=True))
+        return cls._begin(given, options, name=name, link=True, supervisor=supervisor)
 
+    @overload
     @classmethod
     def start(
-        cls,
+        cls: type[Self],
         children: Sequence[Spec],
         *,
-        strategy: str = "one_for_one",
-        max_restarts: int = 3,
-        max_seconds: float = 5,
-        auto_shutdown: str = "never",
         name: str | None = None,
-        supervisor: str | Path | Target | None = None,
-    ) -> Supervisor:
+        supervisor: At = None,
+        **flags: Unpack[Flags],
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    def start(
+        cls: type[Self], *args: Any, name: str | None = None, supervisor: At = None, **kwargs: Any
+    ) -> Self | Ignored: ...
+
+    @classmethod
+    def start(cls, *given: Any, name: str | None = None, supervisor: At = None, **options: Any) -> Any:
         """As :meth:`start_link`, but it lives on in the daemon when this program ends."""
-        given = flags(strategy, max_restarts, max_seconds, auto_shutdown)
-        return cls._start(supervisor, calls.start(given, children, name, link=False))
+        return cls._begin(given, options, name=name, link=False, supervisor=supervisor)
+
+    @classmethod
+    def child_spec(cls, *given: Any, id: ChildId = None, name: str | None = None, **fields: Any) -> dict[str, Any]:
+        """The specification of a supervisor as a child of another.
+
+        ``given`` is as for :meth:`start_link`. ``fields``: ``restart``, ``shutdown``, ``significant``; with a list of
+        children also its options, with ``init`` all fields of :class:`~athena.ChildSpec`.
+        """
+        return calls.supervisor_child(cls, given, id=id, name=name, fields=fields)
 
     @staticmethod
-    def child_spec(
-        children: Sequence[Spec],
-        *,
-        id: ChildId = None,
-        strategy: str = "one_for_one",
-        max_restarts: int = 3,
-        max_seconds: float = 5,
-        auto_shutdown: str = "never",
-        name: str | None = None,
-        **fields: Any,
-    ) -> dict[str, Any]:
-        """The specification of a supervisor as a child of another. ``fields``: ``restart``, ``shutdown``,
-        ``significant``."""
-        given = flags(strategy, max_restarts, max_seconds, auto_shutdown)
-        start = {"flags": given, "children": [spec_map(one) for one in children]}
-        return supervisor_spec("supervisor", start, name, {"id": id, **fields})
+    def spec(children: Sequence[Spec], **flags: Unpack[Flags]) -> Any:
+        """What ``init`` returns; the options of :meth:`start_link`."""
+        return calls.static_spec(children, **flags)
 
     def restart_child(self, child: ChildId) -> Started | Ignored:
         """Start a child that does not run. Raises :class:`~athena.errors.NotFound`, :class:`~athena.errors.Running`,
@@ -189,60 +226,67 @@ class Supervisor(TreeHandle):
 
 
 class DynamicSupervisor(TreeHandle):
-    """A supervisor whose children come and go, named by their pids."""
+    """A supervisor whose children come and go, named by their pids. A class of your own may have an ``init``, as that
+    of a :class:`Supervisor`; what it returns is :meth:`spec` without children."""
 
+    supervisor_kind: ClassVar[Kind] = "dynamic"
+
+    @overload
     @classmethod
     def start_link(
-        cls,
-        *,
-        max_children: int | None = None,
-        extra_arguments: Sequence[Any] = (),
-        max_restarts: int = 3,
-        max_seconds: float = 5,
-        name: str | None = None,
-        supervisor: str | Path | Target | None = None,
-    ) -> DynamicSupervisor:
+        cls: type[Self], *, name: str | None = None, supervisor: At = None, **flags: Unpack[DynamicFlags]
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    def start_link(
+        cls: type[Self], *args: Any, name: str | None = None, supervisor: At = None, **kwargs: Any
+    ) -> Self | Ignored: ...
+
+    @classmethod
+    def start_link(cls, *given: Any, name: str | None = None, supervisor: At = None, **options: Any) -> Any:
         """Start one without children, linked to this program.
 
         Args:
-            max_children: how many it takes, those that are being restarted included.
-            extra_arguments: come before the arguments of every child.
-            max_restarts, max_seconds, name, supervisor: as for :meth:`Supervisor.start_link`, whose errors it raises.
+            given: for a class with ``init`` the arguments of that, and then ``options`` are its keyword arguments.
+            name, supervisor: as for :meth:`Supervisor.start_link`, whose errors it raises.
+            options: ``max_children``: how many it takes, those that are being restarted included.
+                ``extra_arguments``: come before the arguments of every child. ``max_restarts``, ``max_seconds``.
         """
-        given = dynamic_flags(max_children, extra_arguments, max_restarts, max_seconds)
-        return cls._start(supervisor, calls.start(given, None, name, link=True))
+        return cls._begin(given, options, name=name, link=True, supervisor=supervisor)
 
+    @overload
     @classmethod
     def start(
-        cls,
-        *,
-        max_children: int | None = None,
-        extra_arguments: Sequence[Any] = (),
-        max_restarts: int = 3,
-        max_seconds: float = 5,
-        name: str | None = None,
-        supervisor: str | Path | Target | None = None,
-    ) -> DynamicSupervisor:
+        cls: type[Self], *, name: str | None = None, supervisor: At = None, **flags: Unpack[DynamicFlags]
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    def start(
+        cls: type[Self], *args: Any, name: str | None = None, supervisor: At = None, **kwargs: Any
+    ) -> Self | Ignored: ...
+
+    @classmethod
+    def start(cls, *given: Any, name: str | None = None, supervisor: At = None, **options: Any) -> Any:
         """As :meth:`start_link`, but it lives on in the daemon when this program ends."""
-        given = dynamic_flags(max_children, extra_arguments, max_restarts, max_seconds)
-        return cls._start(supervisor, calls.start(given, None, name, link=False))
+        return cls._begin(given, options, name=name, link=False, supervisor=supervisor)
+
+    @classmethod
+    def child_spec(cls, *given: Any, id: ChildId = None, name: str | None = None, **fields: Any) -> dict[str, Any]:
+        """The specification of a dynamic supervisor as a child of another; as :meth:`Supervisor.child_spec`."""
+        return calls.supervisor_child(cls, given, id=id, name=name, fields=fields)
 
     @staticmethod
-    def child_spec(
-        *,
-        id: ChildId = None,
-        max_children: int | None = None,
-        extra_arguments: Sequence[Any] = (),
-        max_restarts: int = 3,
-        max_seconds: float = 5,
-        name: str | None = None,
-        **fields: Any,
-    ) -> dict[str, Any]:
-        """The specification of a dynamic supervisor as a child of another supervisor."""
-        given = dynamic_flags(max_children, extra_arguments, max_restarts, max_seconds)
-        return supervisor_spec("dynamic_supervisor", {"flags": given}, name, {"id": id, **fields})
+    def spec(**flags: Unpack[DynamicFlags]) -> Any:
+        """What ``init`` returns; the options of :meth:`start_link`."""
+        return dynamic_flags(**flags)
+
+    def start_child(self, spec: Spec | Sequence[Any]) -> Started | Ignored:
+        """As :meth:`TreeHandle.start_child`. A wrong specification is refused here, without asking the supervisor."""
+        return self._do(calls.start_dynamic_child(self.pid, spec))
 
 
-def list_trees(*, supervisor: str | Path | Target | None = None) -> list[dict[str, Any]]:
+def list_trees(*, supervisor: At = None) -> list[dict[str, Any]]:
     """Every tree of a daemon as it is now, with states, pids, restarts and reasons; answered while it is busy."""
     return perform(resolve(supervisor, create=False), calls.list_trees(), ANSWER_S)

@@ -74,6 +74,11 @@ def dumps(value: Any) -> bytes:
     return orjson.dumps(value)
 
 
+def loads(raw: bytes) -> Any:
+    """What :func:`dumps` made."""
+    return orjson.loads(raw)
+
+
 class Framer:
     """Bytes in, frames out. After a :class:`ProtocolError` it stays broken: the peer's next byte has no meaning."""
 

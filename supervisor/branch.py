@@ -15,10 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from athena.errors import AthenaError, NoProcess, ProcessExited, Reason, StartError
+from athena.errors import AlreadyStarted, AthenaError, NoProcess, ProcessExited, Reason
 from supervisor import tree_vocabulary as words
 from supervisor.child_spec import ChildSpec
 from supervisor.dynamic import DynamicNode, SimpleNode
+from supervisor.logfile import KeepsOutput
 from supervisor.member import Caller, Member, failure
 from supervisor.node import Node
 from supervisor.tree_answers import answer_json, shortened
@@ -40,6 +41,7 @@ class Facts:
 
     starts: int = 0
     last_reason: Reason = None
+    last_output: str | None = None
 
 
 class Branch(Member):
@@ -55,6 +57,7 @@ class Branch(Member):
         self.sessions: dict[str, TreeKeeper] = {}
         """Sessions among its children, by id."""
         self._forest = forest
+        self._processes = forest.around.processes
         self.facts: dict[tuple[str, Any], Facts] = {}
         """Of children that have ids."""
         self._pids: dict[int, dict[str, Any]] = {}
@@ -72,10 +75,16 @@ class Branch(Member):
     # --- as somebody's child
 
     async def start(self) -> StartOutcome:
-        taken = self._forest.take_name(self)
-        if taken is not None:
-            return StartFailed({"already_started": taken})
-        self.give(words.Start())
+        try:
+            self._processes.register(self.name, self.serial)
+        except AlreadyStarted as error:
+            return StartFailed({"already_started": error.data["serial"]})
+        self._processes.add(self, traps=True)
+        return await self._begin()
+
+    async def _begin(self, *waiting: words.Input) -> StartOutcome:
+        for given in (words.Start(), *waiting):
+            self.give(given)
         outcome = await self._started
         if isinstance(outcome, StartFailed):
             await self._all_gone()
@@ -99,6 +108,12 @@ class Branch(Member):
 
     def exit(self, reason: Reason) -> None:
         self.give(words.ParentExited(reason))
+
+    def end_for(self, reason: Reason) -> None:
+        self.give(words.KillNode(reason))
+
+    def inform(self, message: dict[str, Any]) -> bool:
+        return True  # a supervisor traps exits, and those of strangers mean nothing to it (17)
 
     async def stop(self, reason: Reason = "shutdown") -> None:
         """End it as its parent would, and return when nothing of it is left."""
@@ -190,7 +205,7 @@ class Branch(Member):
                 _resolve(ref, self._gone(reason))
             case words.NodeExit(reason):
                 logger.info("supervisor %s ended reason=%r", self.label, reason)
-                self._forest.free_name(self)
+                self._processes.exited(self.serial, reason)
                 self._ended.set_result(reason)
             case words.Report(kind, child, pid, reason):
                 level = logging.INFO if kind is words.ReportKind.PROGRESS else logging.WARNING
@@ -211,17 +226,29 @@ class Branch(Member):
         facts.starts += 1
         if not isinstance(outcome, Started) or member is None:
             facts.last_reason = outcome.reason if isinstance(outcome, StartFailed) else None
+            facts.last_output = self._output_of(order.spec, member)
             self.give(words.StartResult(order.number, outcome))
             return
         self.members[member.serial] = member
         self._pids[member.serial] = member.pid_value()
+        member.on_gone = lambda reason: self._child_gone(order.spec, facts, member, reason)
         self.give(words.StartResult(order.number, outcome))
         for reason in self._aborts:
             member.exit(reason)  # the node was killed, and the order to give up this start came too late
-        facts.last_reason = reason = await member.wait()
-        del self.members[member.serial]
+        self._child_gone(order.spec, facts, member, await member.wait())
+
+    def _child_gone(self, spec: ChildSpec, facts: Facts, member: Member, reason: Reason) -> None:
+        """Nothing the second time."""
+        if self.members.pop(member.serial, None) is None:
+            return
+        facts.last_reason = reason
+        facts.last_output = self._output_of(spec, member)
         self.give(words.Exited(member.serial, reason))
         self._trim()
+
+    def _output_of(self, spec: ChildSpec, member: Member | None) -> str | None:
+        source: object = self.sessions.get(session_id_of(spec) or "", member)
+        return source.last_output if isinstance(source, KeepsOutput) else None
 
     def _life_over(self, life: asyncio.Task[None]) -> None:
         self._lives.discard(life)
@@ -245,7 +272,9 @@ class Branch(Member):
     # --- answers
 
     def _pid_value(self, pid: int) -> dict[str, Any]:
-        return self._pids.get(pid) or self._forest.pid_value(pid)
+        if self._processes.get(pid) is None and pid in self._pids:
+            return self._pids[pid]  # it has ended since
+        return self._processes.pid_value(pid)
 
     def _trim(self) -> None:
         """Forget what is known of children that are gone, now and then: a busy node may still name one in an answer."""
@@ -260,11 +289,6 @@ class Branch(Member):
         if reason == "noproc":
             return NoProcess(f"the supervisor {self.label} has ended", target=self.name)
         return ProcessExited(f"the supervisor {self.label} ended before it answered: {reason!r}", reason=reason)
-
-
-def start_error(label: str, reason: Reason) -> StartError:
-    """What whoever starts a supervisor that did not start gets."""
-    return StartError(f"the supervisor {label} did not start: {shortened(reason)}", reason=reason)
 
 
 def _resolve(answer: asyncio.Future[Any], outcome: Any) -> None:

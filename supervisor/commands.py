@@ -6,21 +6,26 @@ those answers come while a child is frozen.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from athena.config import PRODUCT
-from athena.errors import NoProcess, NotFound, ProtocolError
+from athena.errors import NoProcess, NotFound, ProtocolError, Restarting, Running
 from athena.stores.jsonl import JsonlStore
 from athena.wire import Frame, dumps
 from supervisor.calls import reply
-from supervisor.keeper import Keeper, SessionRequest
+from supervisor.keeper import Keeper
+from supervisor.process_commands import PROCESS_COMMANDS
+from supervisor.registry_commands import REGISTRY_COMMANDS
 from supervisor.server import Connection
 from supervisor.services import ServiceSpec
+from supervisor.session_request import SessionRequest
 from supervisor.tree_commands import TREE_COMMANDS
 from supervisor.vocabulary import State
 
@@ -32,7 +37,7 @@ def dispatch(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """Carry out one request. Raises an :class:`~athena.errors.AthenaError` that answers it."""
     op = frame.header.get("op")
     if op in RELAYED:
-        daemon.registry.find(*_target(frame)).relay(connection.channel, frame)
+        _find(daemon, frame).relay(connection.channel, frame)
         return
     command = COMMANDS.get(str(op))
     if command is None:
@@ -40,11 +45,18 @@ def dispatch(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     connection.run(command(daemon, connection, frame), frame.header.get("id"))
 
 
-def _target(frame: Frame) -> tuple[str | int, int | None]:
-    target = frame.header.get("session")
+def _find(daemon: Daemon, frame: Frame) -> Keeper:
+    """The session that a request names. A pid is told by its serial: the number of one that slept is another now."""
+    target, serial = frame.header.get("session"), frame.header.get("serial")
     if isinstance(target, bool) or not isinstance(target, str | int):
         raise ProtocolError(f"the operation {frame.header.get('op')!r} needs a session, got {target!r}")
-    return target, frame.header.get("serial")
+    if serial is None:
+        return daemon.registry.find(target)
+    is_ours = frame.header.get("supervisor") in (None, daemon.supervisor_id)
+    process = daemon.processes.get(serial) if is_ours else None
+    if not isinstance(process, Keeper):
+        raise NoProcess(f"no live session has pid {target}", target=target)
+    return process
 
 
 def _answer(connection: Connection, frame: Frame, value: Any) -> None:
@@ -71,12 +83,12 @@ async def _start(daemon: Daemon, connection: Connection, frame: Frame) -> None:
 
 
 async def _attach(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    _answer(connection, frame, _identity(daemon.registry.find(*_target(frame))))
+    _answer(connection, frame, _identity(_find(daemon, frame)))
 
 
 async def _whereis(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     try:
-        value = daemon.registry.find(*_target(frame)).pid_value()
+        value = _find(daemon, frame).pid_value()
     except (NotFound, NoProcess):
         value = None
     _answer(connection, frame, value)
@@ -91,7 +103,7 @@ async def _list(daemon: Daemon, connection: Connection, frame: Frame) -> None:
 
 
 async def _status(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    keeper = daemon.registry.find(*_target(frame))
+    keeper = _find(daemon, frame)
     _answer(connection, frame, {**keeper.status(), **_resources(keeper.os_pid)})
 
 
@@ -110,7 +122,7 @@ def _resources(pid: int | None) -> dict[str, Any]:
 
 async def _subscribe(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """Join a session's topic. The answer says after which event the stream begins."""
-    keeper = daemon.registry.find(*_target(frame))
+    keeper = _find(daemon, frame)
     given = frame.json() or {}
     after, uuid = given.get("after"), given.get("uuid")
     reset = False
@@ -128,39 +140,33 @@ async def _subscribe(daemon: Daemon, connection: Connection, frame: Frame) -> No
 
 
 async def _unsubscribe(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    keeper = daemon.registry.find(*_target(frame))
+    keeper = _find(daemon, frame)
     subscription = connection.subscriptions.pop(keeper.session_id, None)
     if subscription is not None:
         subscription.close()
     _answer(connection, frame, {})
 
 
-async def _monitor(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    """Watch the process that runs a session now. Armed or answered ``noproc``, with nothing in between."""
-    reference = daemon.next_reference()
-    try:
-        keeper = daemon.registry.find(*_target(frame))
-    except (NotFound, NoProcess):
-        keeper = None
-    pid = keeper.pid_value() if keeper is not None else None
-    if keeper is None or pid is None:
-        _answer(connection, frame, {"ref": reference, "pid": None, "reason": "noproc"})
-        return
-
-    def down(reason: Any) -> None:
-        connection.monitors.pop(reference, None)
-        connection.channel.send({"kind": "down", "ref": reference, "pid": pid, "reason": reason}, control=True)
-
-    keeper.monitors[reference] = down
-    connection.monitors[reference] = keeper
-    _answer(connection, frame, {"ref": reference, "pid": pid, "reason": None})
+async def _restart(daemon: Daemon, connection: Connection, frame: Frame) -> None:
+    """Start a failed session again; the answer comes when it is ready."""
+    keeper = _find(daemon, frame)
+    match keeper.core.state:
+        case State.FAILED:
+            await keeper.restart()
+        case State.RUNNING | State.HIBERNATING | State.HIBERNATED:
+            raise Running(f"{keeper.label} has not failed; to replace its process, kill or stop it")
+        case State.STOPPING:
+            raise NoProcess(f"{keeper.label} is ending; start it again under its id", target=keeper.session_id)
+        case _:  # one of a tree is in the state ENDED, or NEW, between two lives
+            raise Restarting(f"{keeper.label} is being started already; wait for it, or stop it")
+    _answer(connection, frame, _identity(keeper))
 
 
 async def _stop(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """Stop a session; the answer comes when nothing of it is left. Twice is a no-op."""
     given = frame.json() or {}
     try:
-        keeper = daemon.registry.find(*_target(frame))
+        keeper = _find(daemon, frame)
     except (NotFound, NoProcess):
         if given.get("strict"):
             raise
@@ -176,6 +182,7 @@ async def _service(daemon: Daemon, connection: Connection, frame: Frame) -> None
 
 async def _info(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """What this supervisor is and how it does."""
+    states = Counter(keeper.core.state for keeper in daemon.registry.by_id.values())
     _answer(
         connection,
         frame,
@@ -183,13 +190,18 @@ async def _info(daemon: Daemon, connection: Connection, frame: Frame) -> None:
             "product": PRODUCT,
             "pid": os.getpid(),
             "mode": daemon.mode,
-            "socket": str(daemon.paths_socket),
+            "socket": str(daemon.socket),
             "state_dir": str(daemon.paths.state),
             "uptime_s": round(time.monotonic() - daemon.started_at, 3),
-            "sessions": sum(1 for k in daemon.registry.by_id.values() if k.core.state is not State.FAILED),
-            "failed": sum(1 for k in daemon.registry.by_id.values() if k.core.state is State.FAILED),
+            "sessions": len(daemon.registry.by_id) - states[State.FAILED],
+            "hibernated": states[State.HIBERNATED],
+            "failed": states[State.FAILED],
+            "max_sessions": daemon.registry.max_sessions,
             "services": [s.status() for s in daemon.services.by_name.values()],
+            "limits": daemon.limits.describe(),
             "connections": len(daemon.server.connections),
+            "processes": daemon.processes.sizes(),
+            "tasks": len(asyncio.all_tasks()),
             "memory_bytes": psutil.Process().memory_info().rss,
         },
     )
@@ -211,10 +223,12 @@ COMMANDS: dict[str, Callable[[Daemon, Connection, Frame], Awaitable[None]]] = {
     "status": _status,
     "subscribe": _subscribe,
     "unsubscribe": _unsubscribe,
-    "monitor": _monitor,
+    "restart": _restart,
     "stop": _stop,
     "service": _service,
     "info": _info,
     "shutdown": _shutdown,
     **TREE_COMMANDS,
+    **PROCESS_COMMANDS,
+    **REGISTRY_COMMANDS,
 }

@@ -25,16 +25,21 @@ from typing import Any, Protocol
 
 from athena import proctree
 from athena.config import Paths
-from athena.errors import AlreadyStarted, AthenaError, Reason, Refused, to_wire
+from athena.errors import AthenaError, Reason, Refused, to_wire
 from athena.wire import Frame, dumps
-from supervisor import commands
-from supervisor.forest import Forest
-from supervisor.guard import watch_guard
+from supervisor import commands, process_roster
+from supervisor.forest import Forest, check_name_is_free
+from supervisor.guard import GUARD_VARIABLE, watch_guard
 from supervisor.keeper import Keeper
 from supervisor.launcher import Launcher, PlainLauncher
+from supervisor.left_behind import sweep, sweep_runtime
+from supervisor.limits import Limits
 from supervisor.probe import Probe
 from supervisor.process import ProcessTable
+from supervisor.process_roster import ProcessRoster
+from supervisor.processes import Processes
 from supervisor.reaper import Reaper
+from supervisor.registries import Registries
 from supervisor.registry import Registry
 from supervisor.server import Connection, Server
 from supervisor.services import Services, ServiceSpec
@@ -58,17 +63,24 @@ class Daemon:
 
     def __init__(self, paths: Paths, socket_path: Path, mode: str, *, plain: bool = False) -> None:
         self.paths = paths
-        self.paths_socket = socket_path
         self.mode = mode
         self.logs = paths.logs
         self.supervisor_id = secrets.token_urlsafe(6)
         self.started_at = time.monotonic()
         self.registry = Registry()
-        self.table = ProcessTable()
+        guard_pid = os.environ.get(GUARD_VARIABLE) if mode == "daemon" else None
+        self.limits = Limits(self.registry, None if guard_pid is None else int(guard_pid))
+        self._serials = itertools.count(1)
+        self.table = ProcessTable(ProcessRoster(paths.state / process_roster.DIRECTORY))
         self.launcher: Launcher = (
             PlainLauncher(self.table) if plain else ZygoteLauncher(self.table, log_path=paths.logs / "zygote.log")
         )
         self.services = Services(self.launcher, paths.logs, self.new_cookie)
+        self.socket = socket_path
+        self.processes = Processes(self.supervisor_id, self.next_serial, self.registry)
+        self.registries = Registries(self)
+        self.processes.vias = self.registries
+        self.processes.on_exit.append(self.registries.forget)
         self.forest = Forest(self, self.unlink)
         self.server = Server(
             socket_path,
@@ -77,7 +89,6 @@ class Daemon:
             dispatch=lambda c, f: commands.dispatch(self, c, f),
             on_closed=self._connection_closed,
         )
-        self._serials = itertools.count(1)
         self._references = itertools.count(1)
         self._links: dict[int, _Owner] = {}
         self._stopping: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -121,9 +132,7 @@ class Daemon:
         for old in {self.registry.by_id.get(keeper.session_id), self.registry.by_name.get(keeper.name or "")}:
             if old is not None and old.core.state is State.FAILED and old.session_id == keeper.session_id:
                 await old.stop()
-        if keeper.name in self.forest.names or keeper.session_id in self.forest.names:
-            taken = self.forest.names.get(keeper.name or "") or self.forest.names[keeper.session_id]
-            raise AlreadyStarted(f"a supervisor is called {taken.name!r}", pid=taken.pid_value())
+        check_name_is_free(self, keeper.name, keeper.session_id)
         self.registry.add(keeper)
         self.link(keeper, link)
         await keeper.start()
@@ -164,8 +173,9 @@ class Daemon:
             self._track(linked.stop("shutdown"))
 
     def _connection_closed(self, connection: Connection) -> None:
-        for keeper in self.registry.by_id.values():
+        for keeper in self.registry.awake:
             keeper.calls.drop_client(connection.channel)
+        self.processes.connection_closed(connection)
 
     # --- life
 
@@ -184,14 +194,18 @@ class Daemon:
         on_ready()
         self._track(self.launcher.start())
         probe.start()
+        self.limits.start()
         gc.collect()
         gc.freeze()
         try:
             await self._stopping
         finally:
             probe.close()
+            self.limits.close()
             await self._stop_all(self._stopping.result() if self._stopping.done() else "failed")
             reaper.close()
+            if self.table.roster is not None:
+                self.table.roster.close()
 
     async def _stop_all(self, why: str) -> None:
         self.server.stop_listening()
@@ -258,6 +272,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--mode", choices=("daemon", "embedded"), required=True)
     parser.add_argument("--owner", type=int, help="pid of the program an embedded supervisor belongs to")
     parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--max-sessions", type=int, help="sessions there may be, in whatever state")
+    parser.add_argument("--max-live", type=int, help="above this many processes, idle sessions are hibernated early")
     parser.add_argument("--plain-launcher", action="store_true", help="exec each child instead of forking the zygote")
     parser.add_argument("--log-stderr", action="store_true", help="log to standard error too (run in the foreground)")
     given = parser.parse_args(argv)
@@ -270,6 +286,7 @@ def main(argv: list[str] | None = None) -> None:
         name = "supervisor.log" if given.mode == "daemon" else "embedded.log"
         _log_to(paths.logs / name, also_stderr=given.log_stderr)
         proctree.become_subreaper()
+        _sweep(paths, given.mode)
         asyncio.Runner(loop_factory=_loop_factory()).run(_serve(given, paths, say))
     except AthenaError as error:
         say({"ready": False, **to_wire(error)})
@@ -278,8 +295,15 @@ def main(argv: list[str] | None = None) -> None:
         os.close(lock)
 
 
+def _sweep(paths: Paths, mode: str) -> None:
+    """Before anything is started: an old child would still act, and hold its log's lock."""
+    sweep(paths.state / process_roster.DIRECTORY)
+    sweep_runtime(paths.runtime if mode == "daemon" else paths.runtime.parent, paths.runtime)
+
+
 async def _serve(given: argparse.Namespace, paths: Paths, say: _ReadyLine) -> None:
     daemon = Daemon(paths, given.socket, given.mode, plain=given.plain_launcher)
+    daemon.registry.max_sessions, daemon.registry.max_live = given.max_sessions, given.max_live
     await daemon.run(given.owner, lambda: say({"ready": True, "pid": os.getpid(), "supervisor": daemon.supervisor_id}))
 
 

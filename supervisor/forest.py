@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from athena.child_spec_rules import as_json
 from athena.errors import AlreadyStarted, NoProcess, StartError
-from supervisor.branch import Branch, start_error
-from supervisor.child_spec import ChildSpec, as_json
+from supervisor.branch import Branch
+from supervisor.child_spec import ChildSpec
+from supervisor.class_branch import ClassBranch
 from supervisor.keeper import Supervision
 from supervisor.member import Caller, Member, label_of
 from supervisor.node import Node
 from supervisor.node_init import dynamic_node, supervisor_node
-from supervisor.tree_process import Function, Program
+from supervisor.solo import Solo
+from supervisor.tree_answers import start_error
+from supervisor.tree_function import Function
+from supervisor.tree_process import Program
 from supervisor.tree_session import SessionMember, TreeKeeper, session_request
-from supervisor.tree_vocabulary import StartFailed
+from supervisor.tree_vocabulary import Ignored, Started, StartFailed, StartOutcome
 
 
 class Forest:
@@ -24,7 +29,7 @@ class Forest:
     def __init__(self, around: Supervision, on_gone: Callable[[Branch], None]) -> None:
         self.around = around
         self.roots: dict[int, Branch] = {}
-        self.names: dict[str, Branch] = {}
+        self.solos: dict[int, Solo] = {}
         self._on_gone = on_gone
         self._ends: set[asyncio.Task[None]] = set()
 
@@ -36,22 +41,54 @@ class Forest:
         Raises :class:`AlreadyStarted` and :class:`StartError`; nothing of it is left then.
         """
         root = self._branch(node, name, None if name is None else label_of(None, name), caller)
-        if name is not None and name in self.names:
-            taken = self.names[name]
-            raise AlreadyStarted(f"a supervisor of the name {name!r} is already running", pid=taken.pid_value())
+        await self._start_root(root, link)
+        return root
+
+    async def start_class(
+        self, spec: ChildSpec, name: str | None, caller: Caller, link: Callable[[Branch], None]
+    ) -> Branch | None:
+        """Start a tree whose class says what it is; ``None`` if it wants none. Otherwise as :meth:`start`."""
+        caller = caller.for_child(spec.options)
+        label = None if name is None else label_of(None, name)
+        root = ClassBranch(spec, label, name, caller, self)
+        return None if isinstance(await self._start_root(root, link), Ignored) else root
+
+    async def _start_root(self, root: Branch, link: Callable[[Branch], None]) -> StartOutcome:
+        name = root.name
+        taken = None if name is None else self.around.processes.names.get(name)
+        if taken is not None:
+            pid = self.around.processes.pid_value(taken)
+            raise AlreadyStarted(f"a process of the name {name!r} is already running", pid=pid)
         self.roots[root.serial] = root
         link(root)
         outcome = await root.start()
         if isinstance(outcome, StartFailed):
             self._forget(root)
             raise start_error(root.label, outcome.reason)
-        end = asyncio.create_task(self._see_end(root), name=f"end of {root.label}")
-        self._ends.add(end)
-        end.add_done_callback(self._ends.discard)
-        return root
+        if isinstance(outcome, Ignored):
+            self._forget(root)
+        else:
+            self._watch(self._see_end(root), f"the end of {root.label}")
+        return outcome
+
+    async def start_server(self, spec: ChildSpec, caller: Caller, parent: int | None) -> tuple[Function, StartOutcome]:
+        """Start a server that no supervisor has, linked to a process if there is a ``parent``."""
+        leaf = Function(spec, label_of("server", spec.id), caller.for_child(spec.options), self.around)
+        if leaf.name is None:
+            leaf.label = label_of("server", f"{spec.id}-{leaf.serial}")  # two of a class have a log file each
+        solo = self.solos[leaf.serial] = Solo(leaf, spec.shutdown)
+        leaf.parent = parent
+        leaf.on_parent_exit = lambda reason: self._watch(solo.stop(reason), f"the stop of {leaf.label}")
+        outcome = await leaf.start()
+        if isinstance(outcome, Started):
+            self._watch(self._see_solo_end(solo), f"the end of {leaf.label}")
+        else:
+            self._forget_solo(solo)
+        return leaf, outcome
 
     async def stop(self) -> None:
-        """End all trees, the last started first."""
+        """End all trees, the last started first, and the servers that are in none."""
+        await asyncio.gather(*(solo.stop() for solo in self.solos.values()))
         while self.roots:
             root = self.roots[max(self.roots)]
             await root.stop()
@@ -60,10 +97,9 @@ class Forest:
     def find(self, target: object, serial: object = None) -> Branch:
         """The supervisor of this name, or of this serial. Raises :class:`NoProcess`."""
         if isinstance(target, str):
-            found = self.names.get(target)
-        else:
-            found = next((one for one in self.branches() if one.serial == serial), None)
-        if found is None:
+            serial = self.around.processes.names.get(target)
+        found = self.around.processes.get(serial) if isinstance(serial, int) else None
+        if not isinstance(found, Branch):
             raise NoProcess(
                 f"no supervisor {target!r} is running" if target else "the supervisor has ended", target=target
             )
@@ -76,17 +112,14 @@ class Forest:
             found += [member for member in branch.members.values() if isinstance(member, Branch)]
         return found
 
-    def members(self) -> dict[int, Member]:
-        """Everything that lives, by serial."""
-        branches = self.branches()
-        return {one.serial: one for one in branches} | {k: v for one in branches for k, v in one.members.items()}
-
     # --- what branches need
 
     def member(self, spec: ChildSpec, parent: Branch) -> Member:
         """The child that a specification describes, not started yet. Raises :class:`StartError`."""
         label, caller = label_of(parent.label, spec.id), parent.caller.for_child(spec.options)
         match spec.start:
+            case str() if spec.type == "supervisor":
+                return ClassBranch(spec, label, _name(spec.options), caller, self, parent=parent)
             case str():
                 return Function(spec, label, caller, self.around)
             case tuple():
@@ -97,28 +130,11 @@ class Forest:
                 return self._branch(dynamic_node(flags), _name(rest), label, caller)
             case {"session": {"spec": {"session_id": str()}, "init": str()} as given}:
                 return SessionMember(self._keeper(given, spec, parent), label, self.around.supervisor_id)
+            case {"registry": dict(given)}:
+                return self.around.registries.make(given, label)
             case _:
                 reason = {"invalid_mfa": as_json(spec.start)}
                 raise StartError(f"{label} cannot be started: unknown start {spec.start!r}", reason=reason)
-
-    def take_name(self, branch: Branch) -> int | None:
-        """Register its name; the serial of who has it already, if it is taken."""
-        if branch.name is None:
-            return None
-        taken = self.names.setdefault(branch.name, branch)
-        return None if taken is branch else taken.serial
-
-    def free_name(self, branch: Branch) -> None:
-        """It has ended."""
-        if branch.name is not None and self.names.get(branch.name) is branch:
-            del self.names[branch.name]
-
-    def pid_value(self, serial: int) -> dict[str, Any]:
-        """The pid of anybody as it travels."""
-        found = self.members().get(serial)
-        if found is not None:
-            return found.pid_value()
-        return {"pid": None, "serial": serial, "supervisor": self.around.supervisor_id}
 
     def _branch(self, node: Node, name: str | None, label: str | None, caller: Caller) -> Branch:
         branch = Branch(node, label or "", name, caller, self)
@@ -132,12 +148,23 @@ class Forest:
         keeper = parent.sessions.get(request.session_id)
         if keeper is not None and keeper.is_down:
             return keeper
-        if request.name in self.names or request.session_id in self.names:
-            raise AlreadyStarted(f"a supervisor is called {request.name or request.session_id!r}")
+        check_name_is_free(self.around, request.name, request.session_id)
         keeper = TreeKeeper(request, self.around)
         self.around.registry.add(keeper)
         parent.sessions[request.session_id] = keeper
         return keeper
+
+    def _watch(self, end: Coroutine[Any, Any, None], label: str) -> None:
+        task = asyncio.create_task(end, name=label)
+        self._ends.add(task)
+        task.add_done_callback(self._ends.discard)
+
+    async def _see_solo_end(self, solo: Solo) -> None:
+        await solo.leaf.wait()
+        self._forget_solo(solo)
+
+    def _forget_solo(self, solo: Solo) -> None:
+        self.solos.pop(solo.leaf.serial, None)
 
     async def _see_end(self, root: Branch) -> None:
         await root.wait()
@@ -146,6 +173,14 @@ class Forest:
     def _forget(self, root: Branch) -> None:
         self.roots.pop(root.serial, None)
         self._on_gone(root)
+
+
+def check_name_is_free(around: Supervision, *names: str | None) -> None:
+    """Raise :class:`AlreadyStarted` if a process that is no session has one of these names."""
+    for name in names:
+        holder = None if name is None else around.processes.names.get(name)
+        if holder is not None:
+            raise AlreadyStarted(f"a process is called {name!r}", pid=around.processes.pid_value(holder))
 
 
 def _name(start: Mapping[Any, Any]) -> str | None:

@@ -6,10 +6,12 @@ Binding rule: `reference/otp.md` section 4. The reasons are OTP's terms in JSON.
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Mapping
 from typing import Any
 
+from athena.child_spec_rules import as_json, error_term
 from athena.errors import InvalidSpec, Reason, StartError
-from supervisor.child_spec import as_json, error_term, parse_child_spec, parse_child_specs
+from supervisor.child_spec import parse_child_spec, parse_child_specs
 from supervisor.dynamic import DynamicNode, SimpleNode
 from supervisor.flags import Strategy, SupervisorFlags, parse_dynamic_flags, parse_flags
 from supervisor.node import Node
@@ -61,6 +63,17 @@ def dynamic_node_from_init(returned: object, module: str) -> DynamicNode | None:
     if not isinstance(returned, dict):
         raise _bad_return(returned, module)
     return dynamic_node(returned)
+
+
+def class_node(answer: Mapping[str, Any], module: str) -> Node | None:
+    """The node that a class of supervisors asks for, by what its process answered; ``None`` if it wants none.
+
+    ``answer`` is what :class:`athena.init_child.Init` says. Raises as :func:`node_from_init`.
+    """
+    returned = answer["returned"]
+    if not answer["is_json"]:
+        raise _bad_return(returned, module)
+    return dynamic_node_from_init(returned, module) if answer["kind"] == "dynamic" else node_from_init(returned, module)
 
 
 def _simple_node(flags: SupervisorFlags, children: object) -> SimpleNode:

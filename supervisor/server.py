@@ -31,8 +31,6 @@ class Connection:
         self.server = server
         self.channel = Channel(self._on_frame, self._on_close)
         self.subscriptions: dict[str, Subscription] = {}
-        self.monitors: dict[int, Any] = {}
-        """By reference: the keeper that is watched."""
         self.tasks: set[asyncio.Task[None]] = set()
         self.pid = 0
         self._greeted = False
@@ -89,8 +87,6 @@ class Connection:
             logger.warning("closed the connection of pid=%d: %s", self.pid, error)
         for subscription in self.subscriptions.values():
             subscription.close()
-        for reference, keeper in self.monitors.items():
-            keeper.monitors.pop(reference, None)
         self.server.closed(self)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, assert_never
 
+from athena.child_spec_rules import as_json
 from athena.errors import (
     AlreadyPresent,
     AlreadyStarted,
@@ -21,7 +22,6 @@ from athena.errors import (
     Running,
     StartError,
 )
-from supervisor.child_spec import as_json
 from supervisor.tree_vocabulary import Answer, ChildCounts, ChildInfo, Ignored, Refused, Started
 
 PidValue = Callable[[int], dict[str, Any]]
@@ -71,6 +71,11 @@ def shortened(reason: Reason) -> str:
             return repr(reason)
 
 
+def start_error(label: str, reason: Reason) -> StartError:
+    """What whoever starts a supervisor that did not start gets."""
+    return StartError(f"the supervisor {label} did not start: {shortened(reason)}", reason=reason)
+
+
 def _row(info: ChildInfo, pid_value: PidValue) -> dict[str, Any]:
     pid = pid_value(info.pid) if isinstance(info.pid, int) else info.pid
     modules = info.modules if isinstance(info.modules, str) else list(info.modules)
@@ -93,7 +98,8 @@ def _error(refused: Refused, pid_value: PidValue) -> AthenaError:
                 tag=refused.tag, value=None,
             )  # fmt: skip
         case tag:
-            return InvalidSpec(f"{tag}: {refused.value!r} is refused", tag=tag, value=as_json(refused.value))
+            text = refused.text or f"{tag}: {refused.value!r} is refused"
+            return InvalidSpec(text, tag=tag, value=as_json(refused.value))
 
 
 _PLAIN: dict[str, tuple[type[AthenaError], str]] = {

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from athena.child_spec_rules import spec_error
 from athena.errors import AlreadyStarted, InvalidOption, ProtocolError, Refused
 from athena.wire import Frame, dumps
 from supervisor import tree_vocabulary as words
 from supervisor.branch import Branch
 from supervisor.calls import reply
+from supervisor.child_spec import ChildSpec, parse_child_spec
 from supervisor.member import Caller
 from supervisor.node_init import dynamic_node, supervisor_node
 from supervisor.server import Connection
@@ -27,12 +29,26 @@ async def _start(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     if daemon.is_stopping:
         raise Refused("the supervisor is stopping")
     given = _body(frame)
-    name = _free_name(daemon, given.get("name"))
-    flags, caller = given.get("flags"), Caller.from_map(given.get("caller") or {})
-    node = dynamic_node(flags) if given.get("kind") == "dynamic" else supervisor_node(flags, given.get("children"))
+    caller = Caller.from_map(given.get("caller") or {})
     owner = connection.pid if given.get("link") and daemon.mode == "daemon" else None
+    if given.get("kind") == "class":
+        spec = _class_spec(given.get("spec"))
+        named = _free_name(daemon, spec.options.get("name"))
+        made = await daemon.forest.start_class(spec, named, caller, lambda one: daemon.link(one, owner))
+        _answer(connection, frame, {"ignored": True} if made is None else _identity(made))
+        return
+    flags, name = given.get("flags"), _free_name(daemon, given.get("name"))
+    node = dynamic_node(flags) if given.get("kind") == "dynamic" else supervisor_node(flags, given.get("children"))
     root = await daemon.forest.start(node, name, caller, lambda one: daemon.link(one, owner))
     _answer(connection, frame, _identity(root))
+
+
+def _class_spec(given: object) -> ChildSpec:
+    """The specification of a supervisor's class. Raises :class:`~athena.errors.InvalidSpec`."""
+    spec = parse_child_spec(given)
+    if not isinstance(spec.start, str):
+        raise spec_error("invalid_mfa", spec.start, "a class of supervisors is 'package.module:Class'")
+    return spec
 
 
 def _free_name(daemon: Daemon, name: object) -> str | None:
@@ -119,10 +135,9 @@ def _target(daemon: Daemon, branch: Branch, given: Mapping[str, Any]) -> Target:
         serial = pid.get("serial")
         if pid.get("supervisor") not in (None, daemon.supervisor_id) or not isinstance(serial, int):
             return ByPid(0, is_alive=False)  # of a supervisor that is gone; serials begin at 1
-        return ByPid(serial, is_alive=serial in daemon.forest.members())
+        return ByPid(serial, is_alive=daemon.processes.is_alive(serial))
     if branch.is_dynamic and isinstance(name, int) and not isinstance(name, bool):
-        members = daemon.forest.members().values()
-        found = next((member.serial for member in members if member.os_pid == name), None)
+        found = daemon.processes.by_os_pid(name)
         return ByPid(found or 0, is_alive=found is not None)
     return name
 

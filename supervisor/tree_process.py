@@ -1,4 +1,4 @@
-"""Leaves of a supervision tree: one OS process each, a program or a function.
+"""Leaves of a supervision tree: one OS process each, a program, a function or a server.
 
 What a leaf owes its node: a start that failed has left nothing; an end is told when the whole tree of the process is
 gone. Numbers in comments are sections of `reference/otp.md`.
@@ -12,22 +12,22 @@ import logging
 import os
 from abc import abstractmethod
 from pathlib import Path
+from typing import Any
 
-from athena.channel import Channel, open_pipes
-from athena.errors import AthenaError, Reason
-from athena.wire import Frame, dumps
+from athena.errors import AlreadyStarted, AthenaError, Reason
 from supervisor.child_spec import ChildSpec
 from supervisor.keeper import Supervision
 from supervisor.launcher import Launched, LaunchRequest
-from supervisor.logfile import LogFile
+from supervisor.logfile import LogFile, Mark
 from supervisor.member import Caller, Member, failure
+from supervisor.notify import VARIABLE as NOTIFY_VARIABLE
+from supervisor.notify import NotifySocket
 from supervisor.process import OsProcess, exit_reason
-from supervisor.tree_vocabulary import Started, StartFailed, StartOutcome
+from supervisor.processes import Name
+from supervisor.restart import is_clean
+from supervisor.tree_vocabulary import Ignored, Started, StartFailed, StartOutcome
 
 logger = logging.getLogger(__name__)
-
-DRAIN_S = 1.0
-"""How long a dead child's pipe is read for its last words."""
 
 
 class Leaf(Member):
@@ -44,8 +44,12 @@ class Leaf(Member):
         self._intended: Reason = None
         """The reason for which we killed it."""
         self._is_doomed = False
-        self._is_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._is_ready: asyncio.Future[Started | Ignored] = asyncio.get_running_loop().create_future()
         self._end: asyncio.Task[Reason] | None = None
+        self._log = LogFile(self.log_file)
+        self._mark = Mark()
+        self.last_output: str | None = None
+        """The end of what it wrote, once it has ended abnormally."""
 
     @property
     def os_pid(self) -> int | None:
@@ -58,17 +62,30 @@ class Leaf(Member):
 
     # --- what a node says
 
+    @property
+    def name(self) -> Name | None:
+        """What it is called, if its specification says so."""
+        return self._spec.options.get("name")
+
     async def start(self) -> StartOutcome:
         limit = self._spec.start_timeout
         try:
+            self._around.processes.register(self.name, self.serial)
             async with asyncio.timeout(None if isinstance(limit, str) else limit):
                 outcome = await self._start()
         except TimeoutError:
             outcome = StartFailed("timeout")
-        if isinstance(outcome, StartFailed) and self._end is not None:
-            self.kill()
-            await asyncio.shield(self._end)  # an immediate retry must find nothing of it (5)
+        except AlreadyStarted as error:
+            return StartFailed({"already_started": error.data["serial"]})
+        if not isinstance(outcome, Started):
+            await self._vanish()  # an immediate retry must find nothing of it (5)
         return outcome
+
+    async def _vanish(self) -> None:
+        if self._end is not None:
+            self.kill()
+            await asyncio.shield(self._end)
+        self._around.processes.release_names(self.serial)
 
     async def wait(self) -> Reason:
         assert self._end is not None, "it was started"
@@ -85,27 +102,39 @@ class Leaf(Member):
 
     def exit(self, reason: Reason) -> None:
         if reason != "normal":  # which does nothing to who is not trapping (14)
-            self._intended = reason
-            self.kill()
+            self.end_for(reason)
+
+    def end_for(self, reason: Reason) -> None:
+        self._intended = reason
+        self.kill()
+
+    def inform(self, message: dict[str, Any]) -> bool:
+        return False  # if it has a use for messages, it reads them over a connection of its own
 
     # --- its life
 
     async def _start(self) -> StartOutcome:
+        self._mark = self._log.mark()
         try:
             launched = await self._around.launcher.launch(self._request())
         except AthenaError as error:
             return StartFailed(failure(error))
         self._process = launched.process
+        self._around.processes.add(self)
         self._end = asyncio.create_task(self._live(launched), name=f"{self.label} {launched.process.pid}")
         if self._is_doomed:
             launched.process.kill()
         await asyncio.wait([self._is_ready, self._end], return_when=asyncio.FIRST_COMPLETED)
-        if self._is_ready.done():
-            return Started(self.serial)
-        return StartFailed(self._end.result())
+        return self._is_ready.result() if self._is_ready.done() else StartFailed(self._end.result())
 
     async def _live(self, launched: Launched) -> Reason:
-        """To the end of the whole process tree."""
+        """To the end of the whole process tree. Whoever wants to know of it has been told when this returns."""
+        reason = await self._run(launched)
+        self._around.processes.exited(self.serial, reason)
+        self.on_gone(reason)  # in this turn: who has seen a Down and asks the supervisor must find that it knows (14)
+        return reason
+
+    async def _run(self, launched: Launched) -> Reason:
         try:
             await self._connect(launched)
         except (OSError, AthenaError) as error:
@@ -113,11 +142,14 @@ class Leaf(Member):
             launched.process.kill()
         status = await launched.process.wait()
         await self._drain()
-        with contextlib.suppress(OSError):  # a log that cannot be looked at holds nothing up
-            LogFile(self.log_file).discard_if_empty()
         was_killed = status.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
         intended = self._intended if was_killed else None
-        return exit_reason(status.si_code, status.si_status, self._announced, intended)
+        reason = exit_reason(status.si_code, status.si_status, self._announced, intended)
+        if not is_clean(reason):
+            self.last_output = self._log.last_output(self._mark)
+        with contextlib.suppress(OSError):  # a log that cannot be looked at holds nothing up
+            self._log.discard_if_empty()
+        return reason
 
     @abstractmethod
     def _request(self) -> LaunchRequest:
@@ -132,65 +164,53 @@ class Leaf(Member):
 
 
 class Program(Leaf):
-    """A program: ready when its exec has succeeded."""
+    """A program: ready when its exec has succeeded, or when it has notified, if its specification says that it does."""
+
+    _notices: NotifySocket | None = None
+
+    @property
+    def status_text(self) -> str | None:
+        """What it says of itself, if it notifies."""
+        return None if self._notices is None else self._notices.status
+
+    async def _start(self) -> StartOutcome:
+        try:
+            return await super()._start()
+        except OSError as error:  # no socket for its notices
+            return StartFailed({"exec": str(error)})
+        finally:
+            if self._process is None and self._notices is not None:
+                self._notices.close()
 
     def _request(self) -> LaunchRequest:
         assert isinstance(self._spec.start, tuple)
+        cookie, env = self._around.new_cookie(), self._caller.env
+        if self._spec.ready == "notify":
+            self._notices = NotifySocket(cookie, self._on_ready)
+            env = {**env, NOTIFY_VARIABLE: self._notices.address}
         return LaunchRequest(
             kind="program",
-            cookie=self._around.new_cookie(),
+            cookie=cookie,
             log_path=self.log_file,
             argv=[*self._spec.start, *map(str, self._spec.args or ())],
             cwd=self._caller.cwd,
-            env=self._caller.env,
+            env=env,
             is_quiet=True,
         )
 
     async def _connect(self, launched: Launched) -> None:
         os.close(launched.read_fd)
         os.close(launched.write_fd)
-        self._is_ready.set_result(None)
-
-
-class Function(Leaf):
-    """A function of the user's: ready when it is entered, ``normal`` when it returns."""
-
-    _channel: Channel | None = None
-    _closed: asyncio.Event | None = None
-
-    def _request(self) -> LaunchRequest:
-        return LaunchRequest(kind="function", cookie=self._around.new_cookie(), log_path=self.log_file)
-
-    async def _connect(self, launched: Launched) -> None:
-        closed = asyncio.Event()
-        self._channel = await open_pipes(launched.read_fd, launched.write_fd, self._on_frame, lambda _: closed.set())
-        self._closed = closed
-        self._send_init(self._channel)
+        if self._notices is None:
+            self._on_ready()
+        else:
+            self._notices.follow(launched.process.pid)
 
     async def _drain(self) -> None:
-        if self._channel is None or self._closed is None:
-            return
-        try:
-            await asyncio.wait_for(self._closed.wait(), DRAIN_S)
-        except TimeoutError:
-            self._channel.abort(None)
+        if self._notices is not None:
+            self._notices.read()
+            self._notices.close()
 
-    def _send_init(self, channel: Channel) -> None:
-        body = {
-            "args": list(self._spec.args or ()),
-            "kwargs": dict(self._spec.kwargs),
-            "env": self._caller.env,
-            "cwd": self._caller.cwd,
-            "python_path": list(self._caller.python_path),
-        }
-        channel.send({"kind": "init", "function": self._spec.start}, dumps(body), control=True)
-
-    def _on_frame(self, frame: Frame) -> None:
-        match frame.kind:
-            case "ready":
-                if not self._is_ready.done():
-                    self._is_ready.set_result(None)
-            case "init_error" | "exiting":
-                self._announced = frame.header.get("reason")
-            case other:
-                logger.warning("%s sent an unknown frame kind=%r", self.label, other)
+    def _on_ready(self) -> None:
+        if not self._is_ready.done():
+            self._is_ready.set_result(Started(self.serial))

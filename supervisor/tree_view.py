@@ -31,14 +31,16 @@ def _child_row(branch: Branch, record: Child) -> dict[str, Any]:
     spec = record.spec
     member = None if record.pid is None else branch.members.get(record.pid)
     facts = Facts() if branch.is_dynamic else branch.facts.get(spec.key, Facts())
-    row: dict[str, Any] = {"name": None, "type": spec.type, "pid": None, "children": []}
+    row: dict[str, Any] = {"name": spec.options.get("name"), "type": spec.type, "pid": None, "status_text": None}
     row["state"] = "restarting" if record.retry is not None else "stopped" if record.pid is None else "running"
     if isinstance(member, Branch):
         row |= tree_row(member)
     elif member is not None:
         row["pid"] = member.pid_value()
+        row["status_text"] = member.status_text
     row |= {"id": spec.id, "restart": spec.restart.value, "last_reason": facts.last_reason}
-    return {**row, "restarts": max(0, facts.starts - 1)}
+    row["last_output"] = facts.last_output
+    return {"children": [], **row, "restarts": max(0, facts.starts - 1)}
 
 
 _STATES = {

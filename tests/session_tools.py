@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import time
 
 from athena.tools.base import OnCrash, Parameters, Tool, ToolContext, ToolOutput
 
 POLL_S = 0.005
+BURN_S = 0.02
 
 
 class Steered(Parameters):
@@ -45,6 +47,25 @@ async def _block(args: Steered, ctx: ToolContext) -> ToolOutput:
     return ToolOutput(args.text)
 
 
+async def _spin(args: Steered, ctx: ToolContext) -> ToolOutput:
+    """Run on in C, and never let go of the interpreter's lock: no other thread of the process gets to run."""
+    _count(args, str(os.getpid()))
+    if not os.path.exists(args.gate):
+        re.match("(a+)+$", "a" * 64 + "b")
+    return ToolOutput(args.text)
+
+
+async def _burn(args: Steered, ctx: ToolContext) -> ToolOutput:
+    """Use all the cpu there is, and let the loop have a turn now and then."""
+    _count(args, str(os.getpid()))
+    while not os.path.exists(args.gate):
+        until = time.thread_time() + BURN_S
+        while time.thread_time() < until:
+            pass
+        await asyncio.sleep(0)
+    return ToolOutput(args.text)
+
+
 async def _crash(args: Steered, ctx: ToolContext) -> ToolOutput:
     """Take the process along."""
     _count(args, str(os.getpid()))
@@ -70,11 +91,13 @@ WAIT_KEYED = _tool("wait_keyed", _wait, "keyed")
 WAIT_ONCE = _tool("wait_once", _wait, "unsafe")
 BLOCK = _tool("block", _block, "safe")
 BLOCK_ONCE = _tool("block_once", _block, "unsafe")
+SPIN_ONCE = _tool("spin_once", _spin, "unsafe")
+BURN = _tool("burn", _burn, "unsafe")
 CRASH = _tool("crash", _crash, "safe")
 CRASH_ONCE = _tool("crash_once", _crash, "unsafe")
 QUIT = _tool("quit", _quit, "safe")
 
 ALL = [f"tests.session_tools:{name}" for name in (
-    "WAIT", "WAIT_KEYED", "WAIT_ONCE", "BLOCK", "BLOCK_ONCE", "CRASH", "CRASH_ONCE", "QUIT",
+    "WAIT", "WAIT_KEYED", "WAIT_ONCE", "BLOCK", "BLOCK_ONCE", "SPIN_ONCE", "BURN", "CRASH", "CRASH_ONCE", "QUIT",
 )]  # fmt: skip
 """For ``tools=``."""

@@ -23,10 +23,12 @@ PACKAGES = ("athena", "supervisor")
 # --- the rules -------------------------------------------------------------------------------------------------------
 
 SUPERVISOR_MAY_IMPORT = (
-    "athena.channel", "athena.config", "athena.environment", "athena.errors", "athena.events", "athena.messages",
-    "athena.proctree", "athena.stores", "athena.wire",
+    "athena.channel", "athena.child_spec_rules", "athena.config", "athena.environment", "athena.errors",
+    "athena.events", "athena.messages", "athena.pid", "athena.proctree", "athena.spec_checks", "athena.stores",
+    "athena.wire",
 )  # fmt: skip
-"""Values, wire, channel and stores (design 10), and how process trees are ended. Never a loop, a provider or a tool."""
+"""Values, wire, channel and stores (design 10), how process trees are ended, and the rules of specifications, which
+both sides check. Never a loop, a provider or a tool."""
 
 IMPURE_MODULES = frozenset(
     {
@@ -40,25 +42,30 @@ IMPURE_MODULES = frozenset(
 PURE: dict[str, dict[str, str]] = {
     "athena/bash_commands.py": {},
     "athena/bash_rules.py": {},
+    "athena/child_spec_rules.py": {},
     "athena/errors.py": {},
     "athena/events.py": {"os": "random uuids for new events", "datetime": "their wall clock"},
     "athena/loop/request.py": {},
     "athena/loop/result.py": {},
     "athena/loop/state.py": {},
     "athena/loop/step.py": {},
+    "athena/names.py": {},
     "athena/messages.py": {"secrets": "ids for calls whose provider gave none"},
     "athena/permissions.py": {},
     "athena/pid.py": {},
+    "athena/spec_checks.py": {},
     "athena/subscriber.py": {},
     "athena/wire.py": {},
     "supervisor/child_spec.py": {},
     "supervisor/core.py": {},
     "supervisor/dynamic.py": {},
     "supervisor/flags.py": {},
+    "supervisor/key_registry.py": {},
     "supervisor/node.py": {},
     "supervisor/node_init.py": {},
     "supervisor/registry.py": {},
     "supervisor/restart.py": {},
+    "supervisor/signals.py": {},
     "supervisor/spec.py": {},
     "supervisor/tree.py": {},
     "supervisor/tree_vocabulary.py": {},
@@ -75,7 +82,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "rich": ("athena/cli/",),
     "typer": ("athena/cli/",),
     "click": ("athena/cli/",),
-    "uvloop": ("athena/child.py", "supervisor/daemon.py"),
+    "uvloop": ("athena/child.py", "athena/server_child.py", "supervisor/daemon.py"),
     "xllamacpp": ("athena/providers/local_server.py",),
 }
 """Where each package from outside may be imported. A new one needs a row."""
@@ -98,13 +105,14 @@ LONG_FILES: dict[str, str] = {
     "athena/client.py": "both shells over one protocol, to be read side by side",
     "athena/loop/state.py": "one fold: one small function for each kind of event",
     "athena/proctree.py": "all rules of killing a tree in one place, and the guard can import one file only",
+    "athena/async_processes.py": "one function for each of the public interface, a line or two each",
     "athena/runner.py": "one engine: what clients ask and what steps do share its state",
     "athena/session.py": "one method for each call of the public interface, with its contract",
     "athena/session_calls.py": "one function for each call, and the border where what users give is checked",
     "athena/stores/jsonl.py": "writer and reader of one format",
     "athena/supervisors.py": "which supervisor, and how one is started and stopped, from one side",
-    "supervisor/child_spec.py": "one check for each field, in OTP's order",
     "supervisor/core.py": "one state machine with its one table",
+    "supervisor/processes.py": "who there is, and every way in which processes learn of each other",
     "supervisor/daemon.py": "the parts put together, and the program's own beginning and end",
     "supervisor/keeper.py": "what a session is to the supervisor: pipe, calls, subscribers, monitors",
     "supervisor/node.py": "one state machine: what all kinds of supervisor share",
@@ -117,6 +125,9 @@ BROAD_HANDLERS: dict[str, str] = {
     "athena/function_child.py:main": "whatever ended a function is the reason its process ends for",
     "athena/rehearsal.py:rehearse": "a zygote that could not warm up forks all the same, only slower children",
     "athena/tools/execute.py:_run": "a tool's failure is a result that the model reads",
+    "athena/server.py:shortened": "a repr that fails must not hide the error that shows it",
+    "athena/server_child.py:Runtime._call": "whatever a callback raised is the reason its process ends for",
+    "athena/server_child.py:Runtime._terminate": "what terminate raised is the reason then",
     "athena/zygote.py:Server._run_child": "between fork and exit nothing may unwind into the zygote's own code",
     "supervisor/branch.py:Branch._start_child": "without a result the node would wait for ever",
     "supervisor/leaf.py:Leaf._run_life": "without an exit the core would wait for ever",

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -174,10 +175,10 @@ def _check_command(program: str, words: list[str]) -> None:
 # --- the pages themselves ---------------------------------------------------------------------------------------------
 
 
-def test_the_protocol_page_is_what_the_code_says() -> None:
-    from scripts import protocol_page
-
-    assert protocol_page.PAGE.read_text(encoding="utf-8") == protocol_page.render(), "stale: run make docs"
+@pytest.mark.parametrize("name", ["protocol_page", "states_page"])
+def test_the_pages_that_are_written_from_the_code_are_what_it_says(name: str) -> None:
+    script: Any = import_module(f"scripts.{name}")
+    assert script.PAGE.read_text(encoding="utf-8") == script.render(), "stale: run make docs"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

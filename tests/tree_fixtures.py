@@ -15,6 +15,7 @@ from athena.errors import NoProcess, ProcessExited
 from athena.supervisors import EmbeddedSupervisor
 from athena.trees import TreeHandle, list_trees
 from tests.helpers import wait_until
+from tests.otp_invariants import Invariants
 from tests.session_fixtures import is_gone
 
 CHILD_S = 20.0
@@ -109,8 +110,14 @@ class Yard:
 def yard(shared: EmbeddedSupervisor, tmp_path: Path) -> Iterator[Yard]:
     """The test's own children."""
     found = Yard(shared, tmp_path, [])
+    invariants = Invariants(shared)
+    invariants.begin()
     yield found
-    found.end_all()
+    try:
+        invariants.look_at(found.trees)
+    finally:
+        found.end_all()
+    invariants.at_rest()
 
 
 def pid(tree: Supervisor, name: str) -> Pid:

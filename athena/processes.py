@@ -1,0 +1,290 @@
+"""Processes and what they say to each other: calls, messages, links, monitors, exit signals, as in OTP.
+
+A process is a child of a supervisor (function, server, program, session), a supervisor, or a program that talks to one,
+this one for example. Everything here goes over the supervisor that ``supervisor=`` names (as for
+:meth:`athena.Session.start_link`); inside a child that is the child's own. The asyncio twins are in
+:mod:`athena.async_processes`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from athena import process_calls as calls
+from athena import recovery
+from athena.client import ConnectionLost, call_timeout
+from athena.errors import AlreadyStarted, InvalidOption, NoProcess, NotRunning, ProcessExited, Reason
+from athena.mailboxes import NOTHING, Mailbox, mailbox_at
+from athena.names import Via
+from athena.pid import Pid
+from athena.process_calls import Process
+from athena.recovery import ANSWER_S
+from athena.session_calls import Call
+from athena.signals import Down, Exit
+from athena.supervisors import Target, resolve
+from athena.tree_calls import Ignored, Started, with_pid
+
+T = TypeVar("T")
+
+Where = str | Path | Target | None
+"""Which supervisor."""
+
+
+def call(server: Process, request: Any, timeout: float | None = 5.0, *, supervisor: Where = None) -> Any:
+    """Ask a server, and wait for its answer.
+
+    Args:
+        server: its name, pid or :class:`~athena.Via`.
+        request: JSON, for its ``handle_call``.
+        timeout: seconds; ``None`` waits until it answers or ends. The server is not told that nobody waits any more,
+            and its late answer is dropped.
+
+    Raises :class:`~athena.errors.CallTimeout`; :class:`~athena.errors.NoProcess` if it is not there;
+    :class:`~athena.errors.ProcessExited` if it ends before it answers (also with ``normal``), ``noconnection`` if the
+    supervisor is lost; :class:`~athena.errors.NotAServer`; :class:`~athena.errors.CallingSelf`;
+    :class:`~athena.errors.Busy` while it leaves too much unread.
+    """
+    check_timeout(timeout)
+    return _once(supervisor, calls.call(server, request), timeout)
+
+
+def cast(server: Process, message: Any, *, supervisor: Where = None) -> None:
+    """Tell a server something, for its ``handle_cast``. Ok whether or not it is there.
+
+    Raises :class:`~athena.errors.NotAServer` and :class:`~athena.errors.Busy`.
+    """
+    _once(supervisor, calls.cast(server, message), ANSWER_S)
+
+
+def send(process: Process, message: Any, *, supervisor: Where = None) -> None:
+    """Send a plain message: to a server's ``handle_info``, to another program's :func:`receive`.
+
+    To a process that is gone it is lost silently; a name that nobody has raises :class:`~athena.errors.NoProcess`.
+    """
+    _once(supervisor, calls.send(process, message), ANSWER_S)
+
+
+def receive(timeout: float | None = None, *, supervisor: Where = None) -> Any:
+    """The next plain message for this program, or an :class:`~athena.Exit` that did not come over :func:`link`.
+
+    Raises :class:`~athena.errors.CallTimeout`; :class:`~athena.errors.ProcessExited` (``noconnection``) if the
+    supervisor is lost. A server gets its messages in ``handle_info`` instead.
+    """
+    _refuse_in_server("receive()")
+    mailbox = mailbox_at(resolve(supervisor, create=False))
+    message = _take(mailbox, calls.INBOX, timeout, "receive")
+    if message is NOTHING:
+        raise ProcessExited("the supervisor was lost", reason="noconnection")
+    return message
+
+
+def stop(
+    process: Process, reason: Reason = "normal", timeout: float | None = None, *, supervisor: Where = None
+) -> None:
+    """End a server, which runs its ``terminate``, or a supervisor; return when nothing of it is left.
+
+    ``timeout`` (seconds) ends the wait, not the stop. Raises :class:`~athena.errors.ProcessExited` if it ended for
+    another reason, :class:`~athena.errors.NoProcess`, :class:`~athena.errors.CallingSelf`,
+    :class:`~athena.errors.CallTimeout`, :class:`~athena.errors.NotAServer`.
+    """
+    check_timeout(timeout)
+    _once(supervisor, calls.stop(process, reason), timeout)
+
+
+def exit(process: Process, reason: Reason, *, supervisor: Where = None) -> None:
+    """Send an exit signal. What it does, the receiver decides by trapping exits or not; ``kill`` is not trapped.
+
+    ``normal`` does nothing to a process that does not trap. To one that is gone every signal is nothing.
+    """
+    _perform(supervisor, calls.exit(process, reason))
+
+
+def trap_exit(on: bool = True, *, supervisor: Where = None) -> None:
+    """Have exit signals for this process come as messages to :func:`receive`. For functions: a program always traps,
+    and a server has an attribute for it."""
+    _refuse_in_server("trap_exit()")
+    _perform(supervisor, calls.trap_exit(on))
+
+
+def whereis(name: str | Via, *, supervisor: Where = None) -> Pid | None:
+    """Who has this name now; ``None`` if nobody has, also between a death and the next start."""
+    return _perform(supervisor, calls.whereis(name))
+
+
+def is_alive(pid: Process, *, supervisor: Where = None) -> bool:
+    """Whether it runs. One that a fatal signal has reached does not, even if it is still being ended."""
+    return _perform(supervisor, calls.is_alive(pid))
+
+
+def self_pid(*, supervisor: Where = None) -> Pid:
+    """What this process is to others."""
+    return _perform(supervisor, calls.self_pid())
+
+
+class Monitor:
+    """A one-way watch on one process. Delivers exactly one :class:`~athena.Down`."""
+
+    def __init__(self, target: Target, watched: Process) -> None:
+        self._target = target
+        self._watched = watched
+        self._is_over = False
+        self._mailbox, armed = _in_mailbox(target, lambda box: calls.monitor(watched, box))
+        self.ref = armed.ref
+        self.pid = armed.pid
+
+    def wait(self, timeout: float | None = None) -> Down | None:
+        """Wait for the :class:`~athena.Down`; ``None`` once it was delivered or after :meth:`demonitor`.
+
+        Raises :class:`~athena.errors.CallTimeout`. In a server the ``Down`` comes to ``handle_info``.
+        """
+        if self._mailbox is None:
+            raise in_handle_info("Monitor.wait()")
+        if self._is_over:
+            return None
+        down = _take(self._mailbox, ("down", self.ref), timeout, "monitor")
+        self._is_over = True
+        if down is NOTHING:
+            watched = self._watched if isinstance(self._watched, str | Via) else self.pid
+            return Down(self.ref, watched, self.pid, "noconnection")
+        found: Down = down
+        if found.pid is None and isinstance(self._watched, Pid):  # of a supervisor that this one knows nothing of
+            return replace(found, pid=self._watched, target=self._watched)
+        return found
+
+    def demonitor(self, flush: bool = False) -> bool:
+        """Stop watching: no ``Down`` is made from now on. Returns whether it was still to come. Twice is a no-op.
+
+        One that is made already :meth:`wait` still gives, unless ``flush`` drops it.
+        """
+        try:
+            was_armed = recovery.perform(self._target, calls.demonitor(self.ref), ANSWER_S)
+        except (ConnectionLost, NotRunning):
+            was_armed = False  # it went with its supervisor
+        if was_armed or flush:
+            self._is_over = True
+            if self._mailbox is not None:
+                self._mailbox.drop(("down", self.ref))
+        return was_armed
+
+
+class Link:
+    """A tie between this program and a process. A program always traps: it gets an :class:`~athena.Exit`, and lives."""
+
+    def __init__(self, target: Target, other: Process) -> None:
+        self._target = target
+        self._mailbox, self.pid = _in_mailbox(target, lambda box: calls.link(other, box))
+        self._is_over = False
+
+    def wait(self, timeout: float | None = None) -> Exit | None:
+        """Wait for the other's end; ``None`` once that was delivered or after :meth:`unlink`.
+
+        Raises :class:`~athena.errors.CallTimeout`. In a server the ``Exit`` comes to ``handle_info``.
+        """
+        if self._mailbox is None:
+            raise in_handle_info("Link.wait()")
+        if self._is_over:
+            return None
+        found = _take(self._mailbox, ("exit", self.pid.serial or 0), timeout, "link")
+        self._is_over = True
+        return Exit(self.pid, "noconnection") if found is NOTHING else found
+
+    def unlink(self) -> None:
+        """Undo it: nothing comes from it any more. Twice is a no-op."""
+        self._is_over = True
+        try:
+            recovery.perform(self._target, calls.unlink(self.pid), ANSWER_S)
+        except (ConnectionLost, NotRunning, NoProcess):
+            pass  # it went with its supervisor, or its other end has gone
+        if self._mailbox is not None:
+            self._mailbox.drop(("exit", self.pid.serial or 0))
+
+
+def monitor(process: Process, *, supervisor: Where = None) -> Monitor:
+    """Watch a process. Its :class:`~athena.Down` comes exactly once: with ``noproc`` at once if it is not there, with
+    ``noconnection`` if the supervisor is lost. A name is looked up once, now."""
+    return Monitor(resolve(supervisor, create=False), process)
+
+
+def link(process: Process, *, supervisor: Where = None) -> Link:
+    """Tie this process to another: the end of one, unless it is ``normal``, ends the other or is told to it.
+
+    Raises :class:`~athena.errors.NoProcess` for a name that nobody has, and in a function that does not trap exits; a
+    program gets an ``Exit`` with ``noproc`` for a pid that is gone.
+    """
+    return Link(resolve(supervisor, create=False), process)
+
+
+def unlink(process: Process, *, supervisor: Where = None) -> None:
+    """Undo :func:`link`."""
+    _perform(supervisor, calls.unlink(process))
+
+
+def start_server(cls: type, args: Sequence[Any], options: dict[str, Any], *, link: bool) -> Started | Ignored:
+    """What :meth:`athena.Server.start_link` and ``start`` do."""
+    where, call = calls.start_class(cls, args, options, link=link)
+    try:
+        return recovery.perform(resolve(where), call, None)
+    except AlreadyStarted as error:
+        raise with_pid(error) from None
+
+
+# --- the way to the supervisor --------------------------------------------------------------------------------------
+
+
+def _perform(supervisor: Where, call: Call[T]) -> T:
+    return recovery.perform(resolve(supervisor, create=False), call, ANSWER_S)
+
+
+def _once(supervisor: Where, call: Call[T], timeout: float | None) -> T:
+    """An operation that must not be done twice: when its connection ends, nobody knows whether it was done."""
+    try:
+        return recovery.perform(resolve(supervisor, create=False), call, timeout, once=True)
+    except ConnectionLost as error:
+        raise ProcessExited(f"the supervisor was lost: {error}", reason="noconnection") from None
+
+
+def _in_mailbox(target: Target, make: Any) -> tuple[Mailbox | None, Any]:
+    """Ask for something whose messages come to this process' mailbox, or to a server's ``handle_info``."""
+    if calls.is_server():
+        return None, recovery.perform(target, make(None), ANSWER_S)
+    while True:
+        mailbox = mailbox_at(target)
+        answer = recovery.perform(target, make(mailbox.box.name), ANSWER_S)
+        if answer.supervisor == mailbox.box.supervisor_id:
+            return mailbox, answer
+        mailbox.is_lost = True  # another supervisor has taken its place in between
+
+
+def _take(mailbox: Mailbox, key: tuple[str, int], timeout: float | None, what: str) -> Any:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    try:
+        return mailbox.take(key, deadline)
+    except TimeoutError:
+        raise call_timeout(what, timeout) from None
+
+
+def check_timeout(timeout: object) -> None:
+    """Raise :class:`InvalidOption` unless it is seconds or ``None``."""
+    if timeout is None or (isinstance(timeout, int | float) and not isinstance(timeout, bool) and timeout >= 0):
+        return
+    raise InvalidOption(
+        f"timeout got {timeout!r}: expected seconds >= 0 or None",
+        option="timeout",
+        value=repr(timeout),
+        expected="seconds >= 0 or None",
+    )
+
+
+def _refuse_in_server(what: str) -> None:
+    if calls.is_server():
+        raise in_handle_info(what)
+
+
+def in_handle_info(what: str) -> InvalidOption:
+    """The error for what a server gets otherwise."""
+    text = f"{what} is not for a server, whose messages come to its handle_info"
+    return InvalidOption(text, option=what, value="", expected="no server")

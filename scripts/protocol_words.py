@@ -1,0 +1,166 @@
+"""What each frame and each operation means: the words of :mod:`scripts.protocol_page`."""
+
+from __future__ import annotations
+
+FRAMES: dict[str, tuple[str, str]] = {
+    "hello": (
+        "both ways, first",
+        "`protocol`, `product`, `pid`; a supervisor adds `supervisor` (its id) and `mode`. With "
+        "`refused` the body is an error and the connection ends",
+    ),
+    "request": (
+        "client to supervisor to child; child to supervisor",
+        "`id`, `op`, and what the operation needs to be "
+        "routed: `session`, `tree`, `serial`, `message_id`, `turn`, `spec`. Without an `id` nobody wants an answer",
+    ),
+    "reply": (
+        "back",
+        '`id`, `ok`; the body is the answer, or with `ok` false an error. `source: "log"` says that the '
+        "child was silent and the body is the log's lines",
+    ),
+    "init": (
+        "supervisor to child, once",
+        "to the process of a function or a server `function` (its import name), and the body has `args`, `kwargs`, "
+        "`env`, `cwd`, `python_path`, the supervisor's `socket`, its own `pid` and `name`; to a session's `session`, "
+        "`incarnation`, why the last life ended (`reason`), whether that "
+        "death counts against the open turn (`counted`), a turn to `interrupt`, how many events (`preload`) and "
+        "messages (`follow`) come right behind. The body is the start request as the client sent it",
+    ),
+    "ready": (
+        "child to supervisor",
+        "from a session `seq` of the last event, `damage` found in the log, and the position: `turn`, `message_id`, "
+        "`queue`; from a server `server` (true) and, if `init` gave one, `info`",
+    ),
+    "ignore": ("server to supervisor", "its `init` wants no server; the process ends, and that is no error"),
+    "init_error": (
+        "child to supervisor",
+        "the body is the error that `start` is answered with; from a function or a server `reason`",
+    ),
+    "event": (
+        "child to supervisor to subscribers",
+        "`session`, `seq`, `uuid`, `event`, the position, and in `settled` the `message_id`s that it is the last word "
+        "on; the body is the log's line, byte for byte",
+    ),
+    "settled": (
+        "child to supervisor",
+        "`messages`: ids of messages that came again and whose turns have ended before; nobody need keep them",
+    ),
+    "delta": (
+        "child to supervisor to subscribers",
+        "`session`, `turn`, `step`, `attempt`, `type` (`text` or `thinking`), "
+        "`offset` in characters; the body is UTF-8 text. Not recorded, and left out where the reader is behind",
+    ),
+    "state": (
+        "child to supervisor; supervisor to subscribers",
+        "from a child: `degraded`, what is wrong or `null`. To subscribers: `state` and `reason` of the session",
+    ),
+    "hibernate": ("supervisor to a session's child", "end in order, as the session goes on without a process"),
+    "shutdown": (
+        "supervisor to child",
+        "`reason`: end in order; to a server that traps exits it is its supervisor's exit signal, behind what was sent "
+        "before",
+    ),
+    "exiting": ("child to supervisor, last", "`reason`: why it is about to exit"),
+    "call": (
+        "supervisor to server",
+        "`id`, and `from`, the pid of who asks; the body is the request. The answer is a `reply` with that `id`, any "
+        "time later, and only the first counts",
+    ),
+    "cast": ("supervisor to server", "the body is the message"),
+    "info": (
+        "supervisor to server",
+        'for its `handle_info`: `{"exit": {"from", "reason"}}`, `{"down": {"ref", "target", "pid", "reason"}}` or '
+        '`{"message": ...}`',
+    ),
+    "stop": ("supervisor to server", "`reason`: somebody stops it; it runs `terminate` and ends"),
+    "trap_exit": (
+        "server to supervisor",
+        "`on`: whether exit signals are to come as messages; before `ready`, and whenever it changes. A function asks "
+        "for it by the operation",
+    ),
+    "live": ("supervisor to subscriber", "`seq`: the replay has caught up; partial text of the running step follows"),
+    "lagged": ("supervisor to subscriber", "`seq`: more than the byte bound was waiting; what follows is a replay"),
+    "ended": ("supervisor to subscriber", "`reason`: the session is over and nothing follows"),
+    "down": (
+        "supervisor to client, in a box",
+        "`ref`, `target` (what was named: a name or a pid), `pid`, `reason`: a monitored process has ended",
+    ),
+    "exit": ("supervisor to client, in a box", "`from`, `reason`: an exit signal"),
+    "message": ("supervisor to client, in a box", "the body is what was sent"),
+    "part": ("any", "`part`, `more`: the rest of a long body"),
+}
+
+OPERATIONS: dict[str, str] = {
+    "start": "Start a session from `spec` and the body's options; answered when its child is ready",
+    "attach": "Who has this name, id or pid",
+    "whereis": "The pid under a name or id, or `null`",
+    "list": "Rows of live, failed and stored sessions, and of shared services",
+    "status": "What is known of a session without asking its child",
+    "subscribe": "Join after a cursor (`after`, `uuid`, `deltas`); the answer says where the stream begins",
+    "unsubscribe": "Leave",
+    "restart": "Start a session that has failed again; answered when it is ready",
+    "stop": "End a session (`reason`, `timeout`); answered when nothing of it is left. Twice is a no-op",
+    "service": "The address of a shared program, started if need be",
+    "info": "What this supervisor is and how it does",
+    "shutdown": "End the supervisor with everything below it",
+    "tree_start": "Start a supervision tree (`kind`, `flags`, `children`, `name`, `link`, `caller`; of a class its "
+    "`spec`); answered when all of it has started, or wants nothing started",
+    "tree_attach": "The supervisor that `tree` in the header names: a name, or a pid",
+    "tree_stop": "End a supervisor (`reason`) with its children; answered when nothing of it is left",
+    "trees": "Every tree as it is now, without asking its supervisors",
+    "start_child": "Start one more child (`spec`)",
+    "terminate_child": "End a child (`id` or `pid`)",
+    "restart_child": "Start a child that does not run",
+    "delete_child": "Forget a child that does not run",
+    "get_childspec": "A child's specification, every default filled in",
+    "which_child": "One child",
+    "which_children": "All children, the newest first",
+    "count_children": "How many: `specs`, `active`, `supervisors`, `workers`",
+    "process_whereis": "The pid of a process, or `null`",
+    "process_self": "The pid of who asks",
+    "monitor": "Watch a process: one `down`; at once, with `noproc`, if it is not there. Answers `ref`, `pid` and "
+    "`supervisor`; `box` is where it is to come",
+    "demonitor": "No `down` of this `ref` from now on; answers whether one was still to come (`was_armed`)",
+    "link": "Tie the caller to a process; `box` as for `monitor`",
+    "unlink": "Undo that",
+    "exit": "Send an exit signal; the body is the reason",
+    "trap_exit": "Have exit signals for the caller come as messages (`on`)",
+    "process_send": "Send a plain message, the body",
+    "call": "Ask a server; the body is the request, the answer is the server's",
+    "give_up": "Nobody waits for the request `call` of this connection any more; no answer",
+    "cast": "Tell a server; ok whether or not it is there",
+    "process_stop": "End a server, a registry or a supervisor; the body is the reason. Answered when nothing of it is "
+    "left",
+    "start_server": "Start a server that no supervisor has (`spec`, `link`, `caller`)",
+    "mailbox": "Read `box` over this connection from now on, behind the number `after`",
+    "has_read": "All up to the number `n` of `box` has been read; no answer",
+    "drop_mailbox": "Nobody reads `box` any more; no answer",
+    "registry_start": "Start a registry (`keys`, `name`, `listeners`, `meta`, `link`)",
+    "registry_attach": "The registry that `registry` in the header names",
+    "registry_stop": "End a registry (`reason`)",
+    "registry_register": "Register the calling process under `key` with `value`",
+    "registry_unregister": "Remove its entries under `key`",
+    "registry_unregister_match": "Remove those whose value matches `pattern`",
+    "registry_update": "Put `new` in the place of its value `old`; `done` is false if it is another by now",
+    "registry_lookup": "Pids and values under `key`",
+    "registry_keys": "The keys of a process (`pid`, or the caller)",
+    "registry_values": "The values of a process (`pid`, or the caller) under `key`",
+    "registry_count": "How many entries there are",
+    "registry_match": "Pids and values under `key` whose value matches `pattern`",
+    "registry_count_match": "How many those are",
+    "registry_select": "Key, pid and value of all entries that match the patterns `key` and `value`, of one `pid` if "
+    "given",
+    "registry_put_meta": "Store `value` under `key`, for the registry itself",
+    "registry_meta": "What is stored under `key`",
+    "registry_delete_meta": "Remove what is stored under `key`",
+    "registry_lock": "Wait for the lock of `key` (`ticket`, chosen by who asks); answered when it is held",
+    "registry_unlock": "Give the lock of `key` back, or the wait for it up (`ticket`)",
+    "send": "A message (`message_id`, `text`, `wait`, `options`): its acceptance, or with `wait` its turn's result",
+    "result": "Wait for the result of a `message_id`",
+    "cancel": "Take a queued message back",
+    "interrupt": "End the running turn; `clear_queue` drops what waits",
+    "messages": "The history",
+    "usage": "Tokens and cost of the session",
+    "queue": "What waits behind the running turn",
+    "ping": "A sign of life",
+}
