@@ -41,9 +41,6 @@ class RegistryMember(Member):
 
     async def start(self) -> StartOutcome:
         name, processes = self.registry.name, self._around.processes
-        session = self._around.registry.by_name.get(name) or self._around.registry.by_id.get(name)
-        if session is not None:
-            return StartFailed({"already_started": session.serial})
         try:
             processes.register(name, self.serial)
         except AlreadyStarted as error:

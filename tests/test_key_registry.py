@@ -18,6 +18,7 @@ from athena.registry_calls import pattern_form
 from supervisor.key_registry import Entry, KeyLocks, KeyRegistry, Keys, Sizes, canonical, matches, parse_registry
 from supervisor.processes import Processes
 from supervisor.registries import Registries, RegistryMember
+from supervisor.registry import Registry as SessionRegistry
 from supervisor.tree_vocabulary import Started, StartFailed
 
 A, B, C = 1, 2, 3
@@ -397,8 +398,8 @@ class World:
     def __init__(self) -> None:
         self.next_serial = itertools.count(1).__next__
         self.supervisor_id = "s"
-        self.registry = SimpleNamespace(by_name={}, by_id={})
-        self.processes = Processes("s", self.next_serial)
+        self.registry = SessionRegistry()
+        self.processes = Processes("s", self.next_serial, self.registry)
         self.registries = Registries(self)  # type: ignore[arg-type]  # as much of a daemon as is used here
         self.processes.vias = self.registries
         self.processes.on_exit.append(self.registries.forget)
@@ -540,7 +541,7 @@ async def test_a_registry_has_a_name_as_other_processes_have() -> None:
     member = await world.start()
     other = world.registries.make({"name": "r", "keys": "duplicate"}, "r")
     assert await other.start() == StartFailed({"already_started": member.serial})
-    world.registry.by_id["s1"] = SimpleNamespace(serial=99)
+    world.registry.by_id["s1"] = SimpleNamespace(serial=99, pid_value=lambda: None)  # type: ignore[assignment]  # enough of one
     session = world.registries.make({"name": "s1", "keys": "duplicate"}, "s1")
     assert await session.start() == StartFailed({"already_started": 99})
     assert world.processes.whereis("r") == member.serial
