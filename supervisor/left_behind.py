@@ -17,6 +17,7 @@ import fcntl
 import logging
 import os
 import re
+import signal
 import stat
 import time
 from collections.abc import Collection, Iterable
@@ -37,6 +38,9 @@ READ_BYTES = 64 * 1024 * 1024
 
 LEFT_LIMIT_S = 5.0
 """How long a start waits for killed processes: only one in uninterruptible sleep takes longer."""
+
+FREEZE_LIMIT_S = 1.0
+"""How long what is left has to come to a stand before it is killed; only one in uninterruptible sleep takes longer."""
 
 PROBLEMS_SHOWN = 10
 """Unreadable lines of a file that are logged one by one."""
@@ -133,12 +137,13 @@ def end_left_behind(entries: Iterable[Entry], *, limit_s: float = LEFT_LIMIT_S) 
     deadline = time.monotonic() + limit_s
     killed: set[Identity] = set()
     while left := _tree(roots, cookies, kin):
-        left_s = deadline - time.monotonic()
-        if left_s <= 0:
+        if time.monotonic() >= deadline:
             return sorted(one.pid for one in left)
+        left = _frozen(left, cookies, kin)
         with proctree.Hunt(None, None, seen=left) as hunt:
-            hunt.run(left_s)
+            hunt.run(max(0.0, deadline - time.monotonic()))
         killed |= left
+        roots |= left
     if killed:
         logger.warning("killed what a dead supervisor left behind pids=%s", sorted(one.pid for one in killed))
     return []
@@ -180,6 +185,43 @@ def _tree(roots: Iterable[Identity], cookies: Collection[str], kin: Collection[i
     found = {one for one in found if one.pid not in kin and _is_alive(one)}
     below = {known for one in found for known in proctree.family(one.pid)}
     return found | {one for one in below if one.pid not in kin and _is_alive(one)}
+
+
+def _frozen(found: set[Identity], cookies: Collection[str], kin: Collection[int]) -> set[Identity]:
+    """The trees, stopped, with all that was started while they were looked at.
+
+    What runs can start another process just before it is killed. A supervisor would adopt that and know it as the
+    tree's; here it is init's, and if it carries no cookie nobody finds it. Blocks at most :data:`FREEZE_LIMIT_S`.
+    """
+    deadline = time.monotonic() + FREEZE_LIMIT_S
+    steady = 0
+    while steady < 2 and time.monotonic() < deadline:
+        moving = [one for one in found if not _is_stopped(one)]
+        for one in moving:
+            _stop(one)
+        known, found = found, found | _tree(found, cookies, kin)
+        steady = 0 if moving or found != known else steady + 1
+        if moving:
+            time.sleep(0.001)
+    return found
+
+
+def _stop(known: Identity) -> None:
+    try:
+        pidfd = os.pidfd_open(known.pid)
+    except OSError:
+        return
+    try:
+        if _is_alive(known) and proctree.is_unreaped(pidfd):  # so it was still the one that the pidfd is of
+            proctree.send_signal(pidfd, signal.SIGSTOP)
+    finally:
+        os.close(pidfd)
+
+
+def _is_stopped(known: Identity) -> bool:
+    """Whether it cannot start anything now, because it is stopped or gone."""
+    row = proctree.stat(known.pid)
+    return row is None or row.starttime != known.starttime or row.state in "TtZX"
 
 
 def _carried(pid: int) -> str | None:

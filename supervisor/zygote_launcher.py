@@ -28,6 +28,7 @@ from supervisor.launcher import (
 )
 from supervisor.logfile import LogFile
 from supervisor.process import OsProcess, ProcessTable
+from supervisor.process_roster import SHARED_COOKIE
 from supervisor.zygote_process import ZygoteDied, ZygoteProcess
 
 logger = logging.getLogger(__name__)
@@ -172,8 +173,7 @@ class ZygoteLauncher:
             raise failure
 
     async def _start_one(self) -> ZygoteProcess:
-        placeholder = "-" * 64
-        environment = scrubbed_environment(os.environ, **{COOKIE_VARIABLE: placeholder})
+        environment = scrubbed_environment(os.environ, **{COOKIE_VARIABLE: SHARED_COOKIE})
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs:
