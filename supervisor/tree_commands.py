@@ -15,7 +15,7 @@ from supervisor.child_spec import ChildSpec, parse_child_spec
 from supervisor.member import Caller
 from supervisor.node_init import dynamic_node, supervisor_node
 from supervisor.server import Connection
-from supervisor.tree_view import tree_row
+from supervisor.tree_view import forest_rows
 from supervisor.tree_vocabulary import ByPid, Target
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ async def _attach(daemon: Daemon, connection: Connection, frame: Frame) -> None:
 
 async def _trees(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """Every tree as it is now; no supervisor is asked, so a busy one delays nothing."""
-    _answer(connection, frame, [tree_row(root) for root in daemon.forest.roots.values()])
+    _answer(connection, frame, forest_rows(daemon.forest, daemon.registry.by_id.values()))
 
 
 async def _stop(daemon: Daemon, connection: Connection, frame: Frame) -> None:

@@ -21,6 +21,7 @@ from athena.errors import (
     ProcessExited,
     StartError,
 )
+from athena.trees import list_trees
 from tests.helpers import TIME_UNIT, wait_until
 from tests.process_servers import Scripted
 from tests.session_fixtures import is_gone
@@ -273,9 +274,13 @@ def test_a_server_that_reads_nothing_is_busy(yard: Yard) -> None:
     _, (one,) = start(yard, server("one"))
     with pytest.raises(CallTimeout):
         call(yard, one, "sleep", 60, timeout=0.01)
-    with pytest.raises(Busy):
+
+    def fill() -> None:
         for _ in range(64):
             athena.cast(one, "x" * 2**20, supervisor=yard.at)
+
+    with pytest.raises(Busy):
+        fill()
     with pytest.raises(Busy):
         call(yard, one, "value", 1)
     athena.exit(one, "kill", supervisor=yard.at)
@@ -467,6 +472,23 @@ async def test_the_asyncio_twins_do_the_same(yard: Yard) -> None:
 
 async def asyncio_self(at: Any) -> Pid:
     return athena.self_pid(supervisor=at)
+
+
+def test_a_look_at_the_trees_shows_every_process(yard: Yard) -> None:
+    tree, (one,) = start(yard, server("one"))
+    session = athena.Session.start_link(provider="mock", mock=["x"], name="agent", supervisor=yard.at)
+    alone = Scripted.start_link(name="alone", supervisor=yard.at)
+    assert isinstance(alone, Started)
+    rows = list_trees(supervisor=yard.at)
+    (child,) = next(row for row in rows if row["pid"]["serial"] == tree.pid.serial)["children"]
+    (solo,) = [row for row in rows if row["name"] == "alone"]
+    (agent,) = next(row for row in rows if row["label"] == "sessions")["children"]
+    for row, pid_ in ((child, one), (solo, alone.pid), (agent, session.pid)):
+        assert Pid.from_map(row["pid"]) == pid_
+        assert row["memory_bytes"] > 2**20
+        assert row["state"] == "running"
+    session.stop()
+    athena.stop(alone.pid, supervisor=yard.at)
 
 
 def test_no_two_processes_have_a_name_and_a_session_is_one(yard: Yard) -> None:

@@ -122,6 +122,7 @@ def _line(row: dict[str, Any]) -> Any:
     pid = row["pid"] and row["pid"]["pid"]
     words = [row["state"], f"pid {pid}" if pid else None, row.get("strategy"), row.get("restart")]
     words += [f"restarts {row['restarts']}" if row.get("restarts") else None]
+    words += [f"{row['memory_bytes'] / 1e6:.1f} MB" if row.get("memory_bytes") else None]
     line.append("  " + "  ".join(word for word in words if word), style=STYLES.get(row["state"], ""))
     if row.get("last_reason") is not None:
         text = one_line(reason_text(row["last_reason"]), REASON_CHARS)
