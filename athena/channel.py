@@ -252,14 +252,25 @@ async def open_pipes(
     read_fd: int, write_fd: int, on_frame: OnFrame, on_close: OnClose, *, max_body_bytes: int = MAX_FRAME_BYTES
 ) -> Channel:
     """A channel over two pipe descriptors, which it owns from now on."""
-    loop = asyncio.get_running_loop()
     channel = Channel(on_frame, on_close, max_body_bytes=max_body_bytes)
+    await _write_to(write_fd, channel)
     os.set_blocking(read_fd, False)
-    os.set_blocking(write_fd, False)
-    writer, _ = await loop.connect_write_pipe(lambda: _WriteSide(channel), os.fdopen(write_fd, "wb", 0))
-    channel.attach_writer(writer)
-    await loop.connect_read_pipe(lambda: channel, os.fdopen(read_fd, "rb", 0))
+    await asyncio.get_running_loop().connect_read_pipe(lambda: channel, os.fdopen(read_fd, "rb", 0))
     return channel
+
+
+async def open_write_pipe(fd: int) -> Channel:
+    """A channel that only writes. That nobody reads any more, it does not tell."""
+    channel = Channel(lambda _: None, lambda _: None)
+    await _write_to(fd, channel)
+    return channel
+
+
+async def _write_to(fd: int, channel: Channel) -> None:
+    os.set_blocking(fd, False)
+    pipe = os.fdopen(fd, "wb", 0)
+    writer, _ = await asyncio.get_running_loop().connect_write_pipe(lambda: _WriteSide(channel), pipe)
+    channel.attach_writer(writer)
 
 
 async def open_unix(path: Path, on_frame: OnFrame, on_close: OnClose) -> Channel:

@@ -24,11 +24,9 @@ from typing import Any
 from athena import current, server_child
 from athena.last_words import Words, reason_of
 from athena.server import Server
-from athena.server_inbox import Inbox
+from athena.server_inbox import Inbox, first_frames
 from athena.session_setup import enter_environment
-from athena.wire import Frame, Framer
-
-READ_BYTES = 64 * 1024
+from athena.wire import Framer
 
 
 def main(read_fd: int, write_fd: int) -> None:
@@ -38,7 +36,7 @@ def main(read_fd: int, write_fd: int) -> None:
         os.set_blocking(fd, True)
     gc.enable()
     framer = Framer()
-    frames = _first_frames(read_fd, framer)
+    frames = first_frames(read_fd, framer)
     if not frames:
         os._exit(0)
     words = Words(write_fd)
@@ -53,7 +51,8 @@ def main(read_fd: int, write_fd: int) -> None:
         found = _load(str(frames[0].header["function"]))
         if isinstance(found, type) and issubclass(found, Server):
             current.become_server()
-            server_child.serve(found, given, Inbox(read_fd, framer, frames[1:]), words)
+            inbox = Inbox(read_fd, framer, frames[1:])
+            server_child.serve(found(), given["args"], given["kwargs"], inbox, words)
         _end_with_supervisor(read_fd)
         words.ready()
         result = found(*given["args"], **given["kwargs"])
@@ -79,14 +78,6 @@ def _load(start: str) -> Callable[..., Any]:
         raise TypeError(f"{start} is no function: {found!r}")
     function: Callable[..., Any] = found
     return function
-
-
-def _first_frames(fd: int, framer: Framer) -> list[Frame]:
-    """The first frame, and what came right behind it. Empty at the end of the pipe."""
-    while data := os.read(fd, READ_BYTES):
-        if frames := framer.feed(data):
-            return frames
-    return []
 
 
 def _end_with_supervisor(read_fd: int) -> None:

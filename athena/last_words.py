@@ -54,6 +54,9 @@ class Words:
 
         Raises TypeError if the header is no JSON, :class:`~athena.errors.ProtocolError` if it all is too long.
         """
+        self._write(header, body)
+
+    def _write(self, header: Header, body: bytes = b"") -> None:
         if os.getpid() != self._pid:
             return
         outbox = Outbox()
@@ -91,7 +94,8 @@ class Words:
             elif error is not None:
                 traceback.print_exception(error)
             try:
-                self.frame({"kind": kind or self._last_kind, "reason": reason})
+                os.set_blocking(self._fd, True)  # an event loop may have taken it over
+                self._write({"kind": kind or self._last_kind, "reason": reason})
                 proctree.kill_descendants()
                 sys.stdout.flush()
                 sys.stderr.flush()

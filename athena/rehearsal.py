@@ -40,9 +40,6 @@ class _Nobody:
 
     async def flushed(self) -> None: ...
 
-    async def preloaded(self, count: int) -> list[bytes]:
-        return []
-
     async def call(self, op: str, body: bytes) -> Any: ...
 
 

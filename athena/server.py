@@ -156,9 +156,9 @@ class Caller:
 
     __slots__ = ("_send", "pid")
 
-    def __init__(self, pid: Pid | None, send: Callable[[bytes], None]) -> None:
+    def __init__(self, pid: Pid | None, send: Callable[[bytes, bool], None]) -> None:
         self.pid = pid
-        self._send: Callable[[bytes], None] | None = send
+        self._send: Callable[[bytes, bool], None] | None = send
 
     def __repr__(self) -> str:
         return f"Caller({self.pid!r})"
@@ -168,10 +168,13 @@ class Caller:
 
         Raises :class:`~athena.errors.InvalidOption` if JSON cannot carry ``value`` as it is.
         """
-        body = checked_json("reply", value)
+        self.answer(checked_json("reply", value))
+
+    def answer(self, body: bytes, *, ok: bool = True) -> None:
+        """:meth:`reply` with JSON as it is to travel, or if not ``ok`` with an error of Athena's."""
         send, self._send = self._send, None
         if send is not None:
-            send(body)
+            send(body, ok)
 
 
 # --- the behaviour ----------------------------------------------------------------------------------------------------

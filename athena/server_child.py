@@ -51,16 +51,15 @@ many times."""
 GO_ON = NoReply()
 
 
-def serve(cls: type[Server], given: dict[str, Any], inbox: Inbox, words: Words) -> NoReturn:
-    """Run a server of this class to its end, which is the end of the process.
+def serve(server: Server, args: list[Any], kwargs: dict[str, Any], inbox: Inbox, words: Words) -> NoReturn:
+    """Run a server to its end, which is the end of the process.
 
-    Raises what makes the class no server: its ``__init__`` wants arguments, ``trap_exit`` is no boolean.
+    Raises what ``init`` raises, and :class:`InvalidOption` if ``trap_exit`` is no boolean.
     """
-    server = cls()
     server.pid, server.name = current.pid, current.name
-    runtime = Runtime(server, inbox, words)
-    # Not asyncio.Runner, for the reason that athena.child gives.
-    _new_event_loop().run_until_complete(runtime.run(given["args"], given["kwargs"]))
+    # Not asyncio.Runner: its handling of Ctrl-C and its clean-up, which os._exit makes pointless, touch half a megabyte
+    # of the zygote's memory, and each page of that is copied.
+    _new_event_loop().run_until_complete(Runtime(server, inbox, words).run(args, kwargs))
     raise AssertionError("a server's process ends inside its loop")
 
 
@@ -146,9 +145,11 @@ class Runtime:
         number = frame.header["id"]
         caller = Caller(
             Pid.from_map(frame.header.get("from")),
-            lambda body: self._words.frame({"kind": "reply", "id": number}, body),
+            lambda body, ok: self._words.frame({"kind": "reply", "id": number, "ok": ok}, body),
         )
-        value = await self._call(self._server.handle_call, frame.json(), caller)
+        # A call with an operation in its header is a session's, which reads the body where an error is an answer.
+        request = frame if "op" in frame.header else frame.json()
+        value = await self._call(self._server.handle_call, request, caller)
         match value:
             case Reply():
                 await self._call(caller.reply, value.value)

@@ -27,6 +27,14 @@ FRAME_BYTES = 500
 """What a message takes beside its body."""
 
 
+def first_frames(fd: int, framer: Framer, count: int = 1) -> list[Frame]:
+    """The frames up to the ``count``-th, and what came right behind it. Fewer at the end of the pipe."""
+    frames: list[Frame] = []
+    while len(frames) < count and (data := os.read(fd, READ_BYTES)):
+        frames += framer.feed(data)
+    return frames
+
+
 class Inbox:
     """The messages of one server. ``framer`` and ``frames`` are what was read of the pipe already."""
 
@@ -52,7 +60,8 @@ class Inbox:
         self._on_end = on_end
         os.set_blocking(self._fd, False)
         self._watch(True)
-        for frame in self._early:
+        early, self._early = self._early, []
+        for frame in early:
             self._receive(frame)
 
     async def next(self, timeout_s: float | None) -> Frame | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -38,8 +38,6 @@ class Host(Protocol):
 
     async def flushed(self) -> None: ...
 
-    async def preloaded(self, count: int) -> list[bytes]: ...
-
     async def call(self, op: str, body: bytes) -> Any: ...
 
 
@@ -52,15 +50,16 @@ class SessionParts:
     damage: dict[str, Any] | None
 
 
-async def build_session(header: Header, init: dict[str, Any], host: Host) -> SessionParts:
+async def build_session(header: Header, init: dict[str, Any], host: Host, lines: Sequence[bytes] = ()) -> SessionParts:
     """Everything for one life of a session, its log locked and folded.
 
-    ``init``: ``options``, ``env``, ``cwd``, ``python_path``, ``store``, ``store_options``, ``root``. Raises any error
-    of :mod:`athena.errors` that says which option is wrong, or that the log is held by another process.
+    ``init``: ``options``, ``env``, ``cwd``, ``python_path``, ``store``, ``store_options``, ``root``. ``lines`` are
+    what the supervisor kept of an in_memory log. Raises any error of :mod:`athena.errors` that says which option is
+    wrong, or that the log is held by another process.
     """
     enter_environment(init)
     session_id = str(header["session"])
-    store = await _store(header, init, host)
+    store = _store(session_id, init, lines)
     # For a new session, what its options get wrong is said before there is a log, so that nothing is left of it.
     ready = None if store.tail(session_id, 1) else await _equip({}, init, host)
     log = store.open(session_id)
@@ -162,12 +161,12 @@ async def make_provider(options: Options, env: dict[str, str], call: Callable[[s
     return providers.create(options.provider, settings)
 
 
-async def _store(header: Header, init: dict[str, Any], host: Host) -> Store:
+def _store(session_id: str, init: dict[str, Any], lines: Sequence[bytes]) -> Store:
     name = init.get("store") or "jsonl"
     root = Path(init["root"]) if init.get("root") else None
     store = open_store(name, root=root, options=init.get("store_options"))
     if isinstance(store, MemoryStore):
-        store.preload(str(header["session"]), await host.preloaded(int(header.get("preload", 0))))
+        store.preload(session_id, lines)
     return store
 
 

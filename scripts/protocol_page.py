@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for `scripts`, and for Athena where it is not installed
 
-from athena import child, config, runner, wire  # noqa: E402
+from athena import child, config, runner, session_words, wire  # noqa: E402
 from scripts.page_parts import check_same, paragraph, table  # noqa: E402
 from scripts.protocol_words import FRAMES, OPERATIONS  # noqa: E402
 from supervisor import commands, hub, keeper, mailbox, tree_function  # noqa: E402
@@ -27,10 +27,10 @@ PAGE = ROOT / "docs" / "protocol.md"
 SPEAKERS = (
     "athena/async_processes.py", "athena/async_session.py", "athena/channel.py", "athena/child.py", "athena/client.py",
     "athena/function_child.py", "athena/last_words.py", "athena/mailboxes.py", "athena/process_calls.py",
-    "athena/server_child.py", "athena/server_inbox.py", "athena/session.py", "athena/subscriber.py", "athena/wire.py",
-    "supervisor/calls.py", "supervisor/commands.py", "supervisor/hub.py", "supervisor/keeper.py",
-    "supervisor/mailbox.py", "supervisor/process_commands.py", "supervisor/server.py", "supervisor/server_calls.py",
-    "supervisor/tree_function.py",
+    "athena/server_child.py", "athena/server_inbox.py", "athena/session.py", "athena/session_words.py",
+    "athena/subscriber.py", "athena/wire.py", "supervisor/calls.py", "supervisor/commands.py",
+    "supervisor/hub.py", "supervisor/keeper.py", "supervisor/mailbox.py", "supervisor/process_commands.py",
+    "supervisor/server.py", "supervisor/server_calls.py", "supervisor/tree_function.py",
 )  # fmt: skip
 """The files that make or read frames."""
 
@@ -68,7 +68,7 @@ def _limits() -> Iterable[str]:
             ("largest answer in parts (a result or `messages` carries a whole history)", _size(wire.MAX_ANSWER_BYTES)),
             ("bodies above this go in parts, with control frames in between", _size(wire.PART_BYTES)),
             ("waiting for one subscriber before it is told `lagged`", _size(hub.SUBSCRIBER_BYTES)),
-            ("unsent events in a child above which it leaves deltas out", _size(child.PIPE_BACKLOG_BYTES)),
+            ("unsent events in a child above which it leaves deltas out", _size(session_words.PIPE_BACKLOG_BYTES)),
             ("messages that wait behind a turn before `Busy`", str(runner.QUEUE_LIMIT)),
             ("messages that a server has not read before `Busy`", _size(tree_function.INBOX_BYTES)),
             ("plain messages that wait for a client; more are dropped", str(mailbox.MESSAGES_MAX)),
@@ -138,9 +138,9 @@ def _journeys() -> Iterable[str]:
     yield "                   <-     hello"
     yield "request start      ->     (launch)"
     yield "                          init                     ->"
-    yield "                                                   <-     hello, event session_start, ready"
+    yield "                                                   <-     trap_exit, event session_start, ready"
     yield "                   <-     reply"
-    yield "request send       ->     request send             ->"
+    yield "request send       ->     call send                ->"
     yield "                                                   <-     event message_accepted, ... turn_end"
     yield "                   <-     reply                    <-     reply"
     yield "request subscribe  ->"

@@ -9,7 +9,7 @@ FRAMES: dict[str, tuple[str, str]] = {
         "`refused` the body is an error and the connection ends",
     ),
     "request": (
-        "client to supervisor to child; child to supervisor",
+        "client to supervisor; a session's child to supervisor",
         "`id`, `op`, and what the operation needs to be "
         "routed: `session`, `tree`, `serial`, `message_id`, `turn`, `spec`. Without an `id` nobody wants an answer",
     ),
@@ -28,13 +28,13 @@ FRAMES: dict[str, tuple[str, str]] = {
     ),
     "ready": (
         "child to supervisor",
-        "from a session `seq` of the last event, `damage` found in the log, and the position: `turn`, `message_id`, "
-        "`queue`; from a server `server` (true) and, if `init` gave one, `info`",
+        "from a server `server` (true) and, if `init` gave one, `info`: a session's has `seq` of the last event, "
+        "`damage` found in the log, and the position: `turn`, `queue`",
     ),
     "ignore": ("server to supervisor", "its `init` wants no server; the process ends, and that is no error"),
     "init_error": (
         "child to supervisor",
-        "the body is the error that `start` is answered with; from a function or a server `reason`",
+        "`reason`; a session's may be the error that `start` is answered with",
     ),
     "event": (
         "child to supervisor to subscribers",
@@ -54,7 +54,6 @@ FRAMES: dict[str, tuple[str, str]] = {
         "child to supervisor; supervisor to subscribers",
         "from a child: `degraded`, what is wrong or `null`. To subscribers: `state` and `reason` of the session",
     ),
-    "hibernate": ("supervisor to a session's child", "end in order, as the session goes on without a process"),
     "shutdown": (
         "supervisor to child",
         "`reason`: end in order; to a server that traps exits it is its supervisor's exit signal, behind what was sent "
@@ -63,14 +62,18 @@ FRAMES: dict[str, tuple[str, str]] = {
     "exiting": ("child to supervisor, last", "`reason`: why it is about to exit"),
     "call": (
         "supervisor to server",
-        "`id`, and `from`, the pid of who asks; the body is the request. The answer is a `reply` with that `id`, any "
-        "time later, and only the first counts",
+        "`id`, and `from`, the pid of who asks; the body is the request. To a session it is a client's `request`, "
+        "with `op` and its other words. The answer is a `reply` with that `id`, any time later, and only the first "
+        "counts",
     ),
-    "cast": ("supervisor to server", "the body is the message"),
+    "cast": (
+        "supervisor to server",
+        "the body is the message; to a session `hibernate`: end in order, as the session goes on without a process",
+    ),
     "info": (
         "supervisor to server",
         'for its `handle_info`: `{"exit": {"from", "reason"}}`, `{"down": {"ref", "target", "pid", "reason"}}` or '
-        '`{"message": ...}`',
+        '`{"message": ...}`; to a session, as a message, the answer to its `request`: `answer_to`, `ok`, `value`',
     ),
     "stop": ("supervisor to server", "`reason`: somebody stops it; it runs `terminate` and ends"),
     "trap_exit": (

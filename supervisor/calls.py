@@ -62,7 +62,7 @@ class Calls:
         """Keep a client's request. Returns the id it has towards the child. Raises :class:`Busy`."""
         self._check_room(len(frame.body))
         request_id = next(self._ids)
-        header = {k: v for k, v in frame.header.items() if k != "id"} | extra | {"id": request_id}
+        header = {**frame.header, **extra, "kind": "call", "id": request_id}
         self.pending[request_id] = Pending(channel, frame.header.get("id"), header, frame.body)
         if header.get("op") == "send":
             self.sends.setdefault(str(header.get("message_id")), (header, frame.body))

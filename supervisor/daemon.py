@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from athena import proctree
 from athena.config import Paths
 from athena.errors import AthenaError, Reason, Refused, to_wire
-from athena.wire import Frame, dumps
+from athena.wire import Frame
 from supervisor import commands, process_roster
 from supervisor.forest import Forest, check_name_is_free
 from supervisor.guard import GUARD_VARIABLE, watch_guard
@@ -121,9 +121,9 @@ class Daemon:
         try:
             value = await self.services.endpoint(ServiceSpec.from_map(frame.json()))
         except AthenaError as error:
-            keeper.answer_child(frame, dumps(to_wire(error)), ok=False)
+            keeper.answer_child(frame, to_wire(error), ok=False)
         else:
-            keeper.answer_child(frame, dumps(value))
+            keeper.answer_child(frame, value)
 
     async def start_session(self, keeper: Keeper, link: int | None) -> None:
         """Register and start. A failed session of the same id gives way to its next start."""

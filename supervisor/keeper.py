@@ -253,7 +253,7 @@ class Keeper(Leaf):
 
     def probe(self, request_id: int) -> None:
         """Ask the child for a sign of life: any frame is one."""
-        self._send({"kind": "request", "op": "ping", "id": -request_id}, b"")
+        self._send({"kind": "call", "op": "ping", "id": -request_id}, b"")
 
     def dump_stacks(self) -> None:
         """Have the child write where its threads are into its log file."""
@@ -309,8 +309,10 @@ class Keeper(Leaf):
 
     def _ask_to_end(self, reason: Reason) -> None:
         if self._channel is not None and not self._channel.closed:
-            kind = "hibernate" if self.core.state is State.HIBERNATING else "shutdown"
-            self._channel.send({"kind": kind, "reason": reason}, control=True)
+            if self.core.state is State.HIBERNATING:
+                self._send({"kind": "cast"}, dumps("hibernate"))
+            else:
+                self._send({"kind": "shutdown", "reason": reason})
             if self._process is not None and not self._process.is_over:
                 send_signal(self._process.pidfd, signal.SIGCONT)  # a stopped one must get to read it
         elif self._process is not None:
@@ -383,10 +385,10 @@ class Keeper(Leaf):
         self._told = {header.get("id") for header, _ in told}
 
     def _on_ready(self, incarnation: int, frame: Frame) -> None:
-        self._take_position(frame.header)
-        self.facts.damage = frame.header.get("damage")
+        self._take_position(frame.header["info"])
+        self.facts.damage = frame.header["info"]["damage"]
         self.facts.degraded = None
-        self.topic.last_seq = max(self.topic.last_seq, int(frame.header.get("seq") or 0))
+        self.topic.last_seq = max(self.topic.last_seq, int(frame.header["info"]["seq"]))
         self.feed(words.Ready(incarnation))
         for request_id, pending in list(self.calls.pending.items()):
             if request_id not in self._told:
@@ -408,16 +410,14 @@ class Keeper(Leaf):
                 self._sup.service(self, frame)
             case "ready":
                 self._on_ready(incarnation, frame)
-            case "init_error":
-                self.feed(words.InitFailed(incarnation, frame.json()))
-            case "exiting":
+            case "init_error" | "exiting":
                 self._announced_reason = frame.header.get("reason")
             case "settled":
                 self.calls.settled(*frame.header["messages"])
             case "state":
                 self.facts.degraded = frame.header.get("degraded")
-            case "hello":
-                pass
+            case "trap_exit":
+                pass  # it always does
             case other:
                 logger.warning("session=%s sent an unknown frame kind=%r", self.session_id, other)
 
@@ -436,16 +436,17 @@ class Keeper(Leaf):
                 self.facts.turn, self.facts.turn_since = header.get("turn"), time.monotonic()
             self.facts.queue = int(header["queue"])
 
-    def answer_child(self, frame: Frame, body: bytes, *, ok: bool = True) -> None:
+    def answer_child(self, frame: Frame, value: object, *, ok: bool = True) -> None:
         """Answer a request that the child made."""
-        self._send({"kind": "reply", "id": frame.header.get("id"), "ok": ok}, body)
+        answer = {"answer_to": frame.header.get("id"), "ok": ok, "value": value}
+        self._send({"kind": "info"}, dumps({"message": answer}))
 
     # --- calls
 
     def _is_ready(self) -> bool:
         return self.core.state is State.RUNNING and self._channel is not None and not self._channel.closed
 
-    def _send(self, header: Header, body: bytes) -> None:
+    def _send(self, header: Header, body: bytes = b"") -> None:
         if self._channel is not None:
             self._channel.send(header, body, control=True)
 
@@ -475,8 +476,7 @@ class Keeper(Leaf):
     # --- errors
 
     def _start_error(self, reason: Reason) -> AthenaError:
-        degraded = self.facts.degraded is not None
-        return start_error(self.label, reason, self.log_file, self.last_output, is_degraded=degraded)
+        return start_error(self.label, reason, self.log_file, self.last_output, is_degraded=bool(self.facts.degraded))
 
     def _call_error(self, kind: words.CallError, reason: Reason) -> AthenaError:
         match kind:

@@ -82,7 +82,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "rich": ("athena/cli/",),
     "typer": ("athena/cli/",),
     "click": ("athena/cli/",),
-    "uvloop": ("athena/child.py", "athena/server_child.py", "supervisor/daemon.py"),
+    "uvloop": ("athena/server_child.py", "supervisor/daemon.py"),
     "xllamacpp": ("athena/providers/local_server.py",),
 }
 """Where each package from outside may be imported. A new one needs a row."""
@@ -101,7 +101,6 @@ POSITIONAL_MAX = 5
 
 LONG_FILES: dict[str, str] = {
     "athena/async_session.py": "one method for each call of the public interface, a few lines each",
-    "athena/child.py": "the protocol side of a child: every frame it gets and every operation it answers",
     "athena/client.py": "both shells over one protocol, to be read side by side",
     "athena/loop/state.py": "one fold: one small function for each kind of event",
     "athena/proctree.py": "all rules of killing a tree in one place, and the guard can import one file only",

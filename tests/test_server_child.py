@@ -81,7 +81,7 @@ class Peer:
         return self
 
     async def reply(self, number: int) -> Any:
-        return (await self.expect({"kind": "reply", "id": number})).json()
+        return (await self.expect({"kind": "reply", "id": number, "ok": True})).json()
 
     async def call(self, order: str, argument: Any = None) -> Any:
         return await self.reply(self.ask(order, argument))
