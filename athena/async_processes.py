@@ -16,9 +16,9 @@ from athena.mailboxes import CAME_BACK_S, NOTHING, Box, Key
 from athena.names import Via
 from athena.pid import Pid
 from athena.process_calls import Process
-from athena.processes import Where, check_timeout, in_handle_info
+from athena.processes import Where, in_handle_info
 from athena.recovery import ANSWER_S, RETRY_S
-from athena.session_calls import Call
+from athena.session_calls import Call, check_timeout
 from athena.signals import Down, Exit
 from athena.supervisors import Target, resolve
 from athena.tree_calls import Ignored, Started, with_pid
@@ -210,6 +210,7 @@ class _Mailbox:
 
     async def take(self, key: Key, timeout: float | None, what: str) -> Any:
         """Wait for the next message for ``key``; :data:`NOTHING` when the supervisor is lost."""
+        check_timeout(timeout)
         if key == calls.INBOX and calls.DEFAULT_BOX not in self._boxes:
             self._boxes.append(calls.DEFAULT_BOX)
             self._connection.tell("mailbox", calls.mailbox(calls.DEFAULT_BOX, 0))

@@ -17,7 +17,7 @@ from athena.pid import Pid
 from athena.recovery import ANSWER_S
 from athena.registries import Registry, own_value, unresponsive
 from athena.registry_calls import Entries, RegistryIdentity
-from athena.session_calls import Call
+from athena.session_calls import Call, check_timeout
 from athena.supervisors import Target, resolve
 
 T = TypeVar("T")
@@ -169,6 +169,7 @@ class AsyncRegistry:
     @asynccontextmanager
     async def lock(self, key: Any, timeout: float | None = None) -> AsyncIterator[None]:
         """Hold the lock of this key while the block runs."""
+        check_timeout(timeout)
         wish, end = calls.lock_pair(self.name, key)
         try:
             try:

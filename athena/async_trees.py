@@ -13,7 +13,7 @@ from athena.child_specs import ChildId, DynamicFlags, Flags, Kind, Spec
 from athena.errors import AlreadyStarted, NoProcess, ProcessExited, Reason, Unavailable
 from athena.pid import Pid
 from athena.recovery import ANSWER_S
-from athena.session_calls import Call
+from athena.session_calls import Call, check_timeout
 from athena.supervisors import Target, resolve
 from athena.tree_calls import ChildCounts, ChildInfo, Ignored, Started, TreeIdentity
 from athena.trees import At, DynamicSupervisor, Supervisor
@@ -74,6 +74,7 @@ class AsyncTreeHandle:
 
     async def stop(self, reason: Reason = "normal", timeout: float | None = None) -> None:
         """End the children, the last started first, then the supervisor."""
+        check_timeout(timeout)
         await self._do(calls.stop(self.pid, reason), timeout)
 
     async def __aenter__(self: Self) -> Self:

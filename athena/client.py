@@ -321,7 +321,7 @@ class AsyncConnection:
                 return outcome(await future)
         finally:
             del self._calls[request_id]
-            if op == "call" and not future.done():
+            if op == "call" and (future.cancelled() or not future.done()):  # who stops waiting cancels it
                 self.tell("give_up", {"call": request_id})
 
     def tell(self, op: str, header: Header) -> None:

@@ -23,7 +23,7 @@ from athena.names import Via
 from athena.pid import Pid
 from athena.process_calls import Process
 from athena.recovery import ANSWER_S
-from athena.session_calls import Call
+from athena.session_calls import Call, check_timeout
 from athena.signals import Down, Exit
 from athena.supervisors import Target, resolve
 from athena.tree_calls import Ignored, Started, with_pid
@@ -260,23 +260,12 @@ def _in_mailbox(target: Target, make: Any) -> tuple[Mailbox | None, Any]:
 
 
 def _take(mailbox: Mailbox, key: tuple[str, int], timeout: float | None, what: str) -> Any:
+    check_timeout(timeout)
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
         return mailbox.take(key, deadline)
     except TimeoutError:
         raise call_timeout(what, timeout) from None
-
-
-def check_timeout(timeout: object) -> None:
-    """Raise :class:`InvalidOption` unless it is seconds or ``None``."""
-    if timeout is None or (isinstance(timeout, int | float) and not isinstance(timeout, bool) and timeout >= 0):
-        return
-    raise InvalidOption(
-        f"timeout got {timeout!r}: expected seconds >= 0 or None",
-        option="timeout",
-        value=repr(timeout),
-        expected="seconds >= 0 or None",
-    )
 
 
 def _refuse_in_server(what: str) -> None:

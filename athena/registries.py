@@ -26,7 +26,7 @@ from athena.errors import (
 from athena.pid import Pid
 from athena.recovery import ANSWER_S, perform
 from athena.registry_calls import Entries, RegistryIdentity
-from athena.session_calls import Call
+from athena.session_calls import Call, check_timeout
 from athena.supervisors import Target, resolve
 
 T = TypeVar("T")
@@ -242,6 +242,7 @@ class Registry:
 
         ``timeout`` (seconds) ends the wait. Raises :class:`~athena.errors.CallTimeout`.
         """
+        check_timeout(timeout)
         wish, end = calls.lock_pair(self.name, key)
         try:
             try:

@@ -277,7 +277,7 @@ def check_timeout(timeout: object) -> None:
     """Raise :class:`InvalidOption` unless it is ``None`` or seconds from 0 to 30 years (what a timer can hold)."""
     if timeout is None or (isinstance(timeout, int | float) and not isinstance(timeout, bool) and 0 <= timeout <= 1e9):
         return
-    expected = "seconds >= 0 as int or float, or None"
+    expected = "seconds from 0 to 1e9, or None for no limit"
     raise InvalidOption(
         f"option 'timeout' got {timeout!r}: expected {expected}",
         option="timeout",

@@ -15,7 +15,7 @@ from athena.child_specs import ChildId, DynamicFlags, Flags, Kind, Spec, dynamic
 from athena.errors import AlreadyStarted, NoProcess, ProcessExited, Reason, Unavailable
 from athena.pid import Pid
 from athena.recovery import ANSWER_S, perform
-from athena.session_calls import Call
+from athena.session_calls import Call, check_timeout
 from athena.supervisors import Target, resolve
 from athena.tree_calls import ChildCounts, ChildInfo, Ignored, Started, TreeIdentity
 
@@ -96,6 +96,7 @@ class TreeHandle:
         ``timeout`` (seconds) ends the wait, not the stop. Raises :class:`~athena.errors.NoProcess`,
         :class:`~athena.errors.ProcessExited` if it ended for another reason, :class:`~athena.errors.CallTimeout`.
         """
+        check_timeout(timeout)
         self._do(calls.stop(self.pid, reason), timeout)
 
     def __enter__(self: Self) -> Self:

@@ -6,7 +6,6 @@ moment of a start) is asserted by the state machines of ``test_tree_walk.py`` an
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import pytest
 
 import athena
 from athena import Monitor, Pid, proctree
+from athena.environment import COOKIE_VARIABLE
 from athena.errors import CallTimeout, NoProcess, ProcessExited
 from athena.mailboxes import mailbox_at
 from athena.supervisors import EmbeddedSupervisor
@@ -57,20 +57,14 @@ def processes_below(pid: int) -> dict[int, str]:
     found = {}
     for one in proctree.descendants(pid):
         row = proctree.stat(one)
-        if row is not None and not _is_zygote(one, row):
+        if row is not None and not _is_zygote(one):
             found[one] = f"{one} state={row.state} {_command(one)!r}"
     return found
 
 
-def _is_zygote(pid: int, row: proctree.Stat) -> bool:
-    """It has a control socket, which its forks close."""
-    if "athena.zygote" not in _command(pid) or row.state in "ZX":
-        return False
-    try:
-        links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-    except OSError:
-        return False
-    return any(link.startswith("socket:") for link in links)
+def _is_zygote(pid: int) -> bool:
+    """Its cookie is a placeholder, which each child that it forks writes over."""
+    return "athena.zygote" in _command(pid) and not proctree.read_environ(pid).get(COOKIE_VARIABLE, "").strip("-")
 
 
 def _command(pid: int) -> str:

@@ -419,9 +419,7 @@ def test_functions_are_processes_too(yard: Yard) -> None:
         ChildSpec("f", "tests.process_servers:link_and_wait", args=[one.to_map()], restart="temporary")
     )
     trapping = tree.start_child(
-        ChildSpec(
-            "g", "tests.process_servers:trap_and_tell", args=[one.to_map(), tell.to_map()], restart="temporary"
-        )
+        ChildSpec("g", "tests.process_servers:trap_and_tell", args=[one.to_map(), tell.to_map()], restart="temporary")
     )
     assert isinstance(linked, Started)
     assert isinstance(trapping, Started)

@@ -567,6 +567,8 @@ class Walk(RuleBasedStateMachine):
         """Monitors that must tell, unless they are removed or their watcher ends first."""
         self.removed: set[int] = set()
         self.downs: dict[int, list[Down]] = defaultdict(list)
+        self.published: dict[int, Reason] = {}
+        """Why processes ended, as those were told who watched them."""
 
     def pid(self, number: int) -> int:
         """The youngest are the likely ones."""
@@ -585,6 +587,12 @@ class Walk(RuleBasedStateMachine):
                     assert to not in self.gone
                     if isinstance(message, Down):
                         self.downs[message.ref].append(message)
+                        self.publish(message)
+
+    def publish(self, down: Down) -> None:
+        """19.1: everybody is told the same reason."""
+        if down.pid is not None and down.reason != "noproc":
+            assert self.published.setdefault(down.pid, down.reason) == down.reason
 
     # --- rules
 

@@ -20,7 +20,6 @@ from athena.errors import Reason
 from supervisor.dynamic import DynamicNode
 from supervisor.node import Node
 from supervisor.node_init import dynamic_node, supervisor_node
-from supervisor.tree import StaticNode
 from supervisor.tree_vocabulary import (
     AbortStart,
     ByPid,
@@ -485,6 +484,8 @@ class Walk(RuleBasedStateMachine):
         trace = [(kind, name) for kind, name in self.model.trace if kind == "start" or name in told]
         assert self.trace == trace
         assert self.exit == self.model.exit
+        if self.exit is ...:
+            assert list(self.node._intensity.stamps) == self.model.stamps, "19.6: what ends by order is not counted"
         for ref, answer in self.model.replies.items():
             if isinstance(self.replies[ref], ChildCounts) and self.is_static:
                 answer = (answer[0], 0, *answer[2:])
@@ -629,10 +630,11 @@ class Walk(RuleBasedStateMachine):
         assert not any(child.pid is not None and child.retry is not None for child in rows), "19.4"
         assert set(self.alive) <= set(self.node.pids), "a process that nobody supervises"
         numbers = [child.retry for child in rows if child.retry is not None]
+        assert len(set(numbers)) == len(numbers), "19.4: one retry for two children"
         assert set(numbers) <= {r.number for r in [*self.retries, *self.retry_messages()]}, "19.4: a retry was lost"
         if isinstance(self.node, DynamicNode):
             assert len(rows) <= CAP, "19.12"
-        if isinstance(self.node, StaticNode) and self.node.phase is Phase.IDLE:
+        if self.node.phase is Phase.IDLE:
             assert all(child.pid is not None for child in rows if child.spec.is_temporary), "19.8"
 
     def retry_messages(self) -> list[Retry]:

@@ -58,13 +58,13 @@ class Yard:
     def start(self, *specs: Any, **options: Any) -> Supervisor:
         """A supervisor; it ends with the test. By default it allows many restarts."""
         options = {"max_restarts": 100, "max_seconds": 3600, **options}
-        tree = Supervisor.start_link(list(specs), supervisor=self.at, **options)
+        tree: Supervisor = Supervisor.start_link(list(specs), supervisor=self.at, **options)
         self.trees.append(tree)
         return tree
 
     def start_dynamic(self, **options: Any) -> DynamicSupervisor:
         """A dynamic one."""
-        tree = DynamicSupervisor.start_link(supervisor=self.at, **options)
+        tree: DynamicSupervisor = DynamicSupervisor.start_link(supervisor=self.at, **options)
         self.trees.append(tree)
         return tree
 
