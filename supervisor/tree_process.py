@@ -77,6 +77,8 @@ class Leaf(Member):
             outcome = StartFailed("timeout")
         except AlreadyStarted as error:
             return StartFailed({"already_started": error.data["serial"]})
+        if isinstance(outcome, Ignored) and self._intended is None:
+            self._intended = "normal"  # it is on its way out by itself: that the kill may be faster is not told (5)
         if not isinstance(outcome, Started):
             await self._vanish()  # an immediate retry must find nothing of it (5)
         return outcome
