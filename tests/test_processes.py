@@ -100,7 +100,8 @@ def test_h06_why_a_call_fails(yard: Yard) -> None:
         with pytest.raises(NoProcess):
             call(yard, target, "value", 1)
         athena.cast(target, ["x"], supervisor=yard.at)
-    for number, order in enumerate((["call", "me", ["value", 1]], ["stop other", "me"])):
+    orders: list[list[Any]] = [["call", "me", ["value", 1]], ["stop other", "me"]]
+    for number, order in enumerate(orders):
         tree.start_child(server(f"self {number}", name="me"))
         with pytest.raises(ProcessExited) as raised:
             call(yard, "me", *order)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from athena.errors import InvalidSpec, Reason
+from athena.spec_checks import is_number
 from supervisor.restart import (
     RESTARTS,
     Backoff,
@@ -19,7 +20,6 @@ from supervisor.restart import (
     Restart,
     classify,
     is_clean,
-    is_number,
     should_restart,
 )
 
