@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from athena.events import Event
 from athena.stores.jsonl import JsonlStore
 from athena.testing import FakeOpenAI
 from tests.cli_fixtures import CTRL_C, CTRL_D, Terminal, assert_one_line, athena, daemon, finish, start
-from tests.helpers import wait_until
+from tests.helpers import TIME_UNIT, wait_until
 
 __all__ = ["daemon"]
 
@@ -390,6 +393,34 @@ def test_ctrl_c_at_the_prompt_leaves(daemon: Path) -> None:
         terminal.type(CTRL_C)
         assert terminal.end() == 0
     assert row("bob")["state"] == "running"
+
+
+NOTED_ONLY = """
+import signal, threading
+from athena.cli import chat
+
+def interrupt():
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # noted for the main thread, whose wait it does not end
+
+threading.Timer(0.2, interrupt).start()
+print("line", chat._read_line(), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_that_comes_just_before_the_wait_for_the_keyboard_is_not_waited_over() -> None:
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-c", NOTED_ONLY])
+    seen = b""
+    try:
+        while b"line None" not in seen:
+            assert select.select([terminal], [], [], 10 * TIME_UNIT)[0], seen
+            seen += os.read(terminal, 4096)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(terminal)
 
 
 @pytest.mark.slow

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from athena.cli import turns
@@ -16,6 +19,8 @@ from athena.errors import Cancelled, InvalidOption
 from athena.session import Session
 
 PROMPT = "> "
+
+LOOK_UP_S = 0.5
 
 
 def chat(target: str | None, flags: StartFlags, *, keep: bool) -> int:
@@ -119,10 +124,27 @@ def _read_line() -> str | None:
     import readline  # noqa: F401  # gives input() its editing and history
 
     try:
-        return input(PROMPT)
+        with _looking_up():
+            return input(PROMPT)
     except (EOFError, KeyboardInterrupt):
         sys.stdout.write("\n")
         return None
+
+
+@contextmanager
+def _looking_up() -> Iterator[None]:
+    """Interrupt a wait for the keyboard now and then.
+
+    A Ctrl-C that comes after the prompt is shown and before the wait begins is noted, and waited over: only an
+    interrupted wait looks at what is noted.
+    """
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, LOOK_UP_S, LOOK_UP_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _say_how_to_return(session: Session, *, stays: bool) -> None:
