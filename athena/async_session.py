@@ -127,6 +127,22 @@ class AsyncSession:
             lambda: resume_stored(session_id, store, as_, replay_last_user_turn, root=root, store_options=store_options)
         )
 
+    @staticmethod
+    async def delete(
+        session_id: str,
+        store: str = "jsonl",
+        *,
+        root: str | Path | None = None,
+        store_options: dict[str, Any] | None = None,
+        supervisor: str | Path | Target | None = None,
+    ) -> None:
+        """Remove a stored session and all that belongs to it, for good."""
+        from athena.removal import delete
+
+        await asyncio.to_thread(
+            delete, session_id, store, root=root, store_options=store_options, supervisor=supervisor
+        )
+
     # --- what it is
 
     @property

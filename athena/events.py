@@ -45,6 +45,7 @@ KINDS = frozenset(
         "checkpoint",
         "rewind",
         "fork",
+        "repaired",
         "session_end",
     }
 )

@@ -27,8 +27,8 @@ class Recorder:
     """The writer of one session's log.
 
     ``publish`` gets each event after it was written. ``flush`` is awaited by a barrier of a log whose appends are
-    only done when a pipe has taken them. ``on_degraded`` is told ``"disk"`` when writes fail and ``None`` when they
-    work again.
+    only done when a pipe has taken them. ``on_degraded`` is told ``"disk"`` when writes fail, ``"quota"`` when the log
+    is as long as it may get, and ``None`` when they work again.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Recorder:
         self._publish = publish
         self._flush = flush
         self._on_degraded = on_degraded
-        self._degraded = False
+        self._degraded: str | None = None
         self._order = asyncio.Lock()
         self._synced_seq = state.cursor.seq
         self._executor: ThreadPoolExecutor | None = None
@@ -81,10 +81,10 @@ class Recorder:
             try:
                 await self._sync()
                 self._synced_seq = max(self._synced_seq, upto)
-                self._set_degraded(False)
+                self._set_degraded(None)
                 return
-            except DiskError:
-                self._set_degraded(True)
+            except DiskError as error:
+                self._set_degraded(_cause(error))
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, RETRY_MAX_S)
 
@@ -92,7 +92,7 @@ class Recorder:
         """Sync what durability promises and give the lock back."""
         if self._executor is not None:
             self._executor.shutdown(wait=True)
-        if self._durability != "os" and not self._degraded:
+        if self._durability != "os" and self._degraded != "disk":
             try:
                 self.log.sync()
             except DiskError:
@@ -106,11 +106,11 @@ class Recorder:
             try:
                 self.log.append(event)
                 break
-            except DiskError:
-                self._set_degraded(True)
+            except DiskError as error:
+                self._set_degraded(_cause(error))
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, RETRY_MAX_S)
-        self._set_degraded(False)
+        self._set_degraded(None)
         self.state.apply(event)
         return event
 
@@ -128,7 +128,11 @@ class Recorder:
             # turn.
             return events.encode(seq, kind, clean_json(data), turn)
 
-    def _set_degraded(self, degraded: bool) -> None:
-        if degraded != self._degraded:
-            self._degraded = degraded
-            self._on_degraded("disk" if degraded else None)
+    def _set_degraded(self, what: str | None) -> None:
+        if what != self._degraded:
+            self._degraded = what
+            self._on_degraded(what)
+
+
+def _cause(error: DiskError) -> str:
+    return "quota" if "max_log_bytes" in error.data else "disk"

@@ -146,6 +146,25 @@ class Session:
         """Rebuild a session's history from a store; needs no process. See :func:`athena.stored.resume`."""
         return resume_stored(session_id, store, as_, replay_last_user_turn, root=root, store_options=store_options)
 
+    @staticmethod
+    def delete(
+        session_id: str,
+        store: str = "jsonl",
+        *,
+        root: str | Path | None = None,
+        store_options: dict[str, Any] | None = None,
+        supervisor: str | Path | Target | None = None,
+    ) -> None:
+        """Remove a stored session and all that belongs to it, for good. See :func:`athena.removal.delete`.
+
+        Raises :class:`~athena.errors.Running` while a supervisor has it, running, hibernated or failed,
+        :class:`~athena.errors.LogLocked` while another process writes its log, :class:`~athena.errors.NotFound`,
+        :class:`~athena.errors.UnsupportedStore`.
+        """
+        from athena.removal import delete
+
+        delete(session_id, store, root=root, store_options=store_options, supervisor=supervisor)
+
     # --- what it is
 
     @property

@@ -111,7 +111,7 @@ def _assemble(
         session_id, equipment.options, recorder, equipment.provider, equipment.tools, host, env=equipment.env
     )
     found = replace(log.damage, bad_lines=log.damage.bad_lines + state.misfits)
-    damage = asdict(found) if found.bad_lines or found.torn_bytes else None
+    damage = asdict(found) if found else None
     return SessionParts(runner, equipment.provider, damage)
 
 

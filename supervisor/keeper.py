@@ -180,7 +180,7 @@ class Keeper(Leaf):
     def _shown_state(self) -> str:
         if self.core.state is State.FAILED and isinstance(self.core.reason, dict) and "boot" in self.core.reason:
             return "failed(boot)"
-        return "degraded(disk)" if self.facts.degraded and self.state == "running" else self.state
+        return f"degraded({self.facts.degraded})" if self.facts.degraded and self.state == "running" else self.state
 
     @property
     def log_file(self) -> Path:

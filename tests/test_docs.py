@@ -167,9 +167,11 @@ def _check_command(program: str, words: list[str]) -> None:
     from athena.cli import app, supervisor
 
     group: Any = typer.main.get_command(app.app if program == "athena" else supervisor.app)
-    command = group.commands[words[0]]
+    command, words = group.commands[words[0]], words[1:]
+    if hasattr(command, "commands"):
+        command, words = command.commands[words[0]], words[1:]
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    assert [word for word in words[1:] if word.startswith("-") and word not in known] == []
+    assert [word for word in words if word.startswith("-") and word not in known] == []
 
 
 # --- the pages themselves ---------------------------------------------------------------------------------------------

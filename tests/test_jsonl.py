@@ -147,7 +147,7 @@ def test_one_damaged_number_costs_its_own_line(store: JsonlStore, wrong: bytes) 
     assert seqs(store) == expected
     for after in (0, 10, 900, 1000, 1500):
         assert seqs(store, after) == [n for n in expected if n > after]
-    assert store.verify("a") == Damage(bad_lines=1)
+    assert store.verify("a") == Damage(bad_lines=1, missing_events=1)
 
 
 def test_a_search_by_seq_is_not_misled_by_damaged_numbers(store: JsonlStore) -> None:
@@ -190,6 +190,29 @@ def test_the_tail_of_a_long_log_is_found_from_its_end(store: JsonlStore) -> None
     log = store.open("a")
     assert log.last_seq == 1006
     log.close()
+
+
+@pytest.mark.parametrize("back", [0, 1, 10])
+def test_the_last_events_of_a_long_log_are_found_without_reading_it(
+    store: JsonlStore, back: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why there is no index: nothing has to be derived, and nothing can be stale."""
+    count = 20_000
+    store.path("a").write_bytes(
+        b"".join(encode(n, "user_message", {"n": n, "pad": "x" * 900}).line + b"\n" for n in range(1, count + 1))
+    )
+    read_bytes = 0
+    pread = os.pread
+
+    def counted(fd: int, size: int, offset: int) -> bytes:
+        nonlocal read_bytes
+        data = pread(fd, size, offset)
+        read_bytes += len(data)
+        return data
+
+    monkeypatch.setattr("athena.stores.lines.os.pread", counted)
+    assert seqs(store, count - back) == list(range(count - back + 1, count + 1))
+    assert read_bytes < store.path("a").stat().st_size / 10
 
 
 # --- writing and syncing ---------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import typer
 from athena.cli.border import EXIT_OK
 from athena.cli.flags import StartFlags, takes_start_flags
 from athena.cli.lookup import complete_any, complete_live, complete_stored
+from athena.cli.store import rm, store
 from athena.config import VERSION
 
 app = typer.Typer(
@@ -261,3 +262,7 @@ def delete(child: Child, supervisor: Supervised, json: Json = False) -> int:
     from athena.cli.tree import act
 
     return act("delete", child, supervisor, as_json=json)
+
+
+app.command()(rm)
+app.add_typer(store, name="store")

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from athena.events import Event
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What is wrong with a log: lines that are no events, and bytes of a torn last line that were moved to a file."""
+    """What is wrong with a log: lines that are no events, bytes of a torn last line that were moved to a file, and
+    numbers between its events that no event has. An event that became unreadable counts as a line and as a number."""
 
     bad_lines: int = 0
     torn_bytes: int = 0
     torn_file: str | None = None
+    missing_events: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.bad_lines or self.torn_bytes or self.missing_events)
 
 
 class Log(Protocol):
@@ -27,8 +32,8 @@ class Log(Protocol):
 
     @property
     def damage(self) -> Damage:
-        """What opening and reading found so far. Bad lines are complete after ``read()`` ran to its end: opening
-        looks at the end of a log only, so that it costs the same for a long log and a short one."""
+        """What opening and reading found so far. Bad lines and missing events are complete after ``read()`` ran to its
+        end: opening looks at the ends of a log only, so that it costs the same for a long log and a short one."""
         ...
 
     @property
@@ -67,7 +72,7 @@ class Store(Protocol):
         """Open for writing; made when it isn't there.
 
         Raises :class:`athena.errors.LogLocked` if another process writes it, :class:`athena.errors.StoreError` if it
-        can't be made (names the path and the reason).
+        can't be made (names the path and the reason) or is another session's.
         """
         ...
 
@@ -82,4 +87,17 @@ class Store(Protocol):
 
     def list(self) -> list[str]:
         """All session ids, sorted."""
+        ...
+
+
+@runtime_checkable
+class DeletingStore(Store, Protocol):
+    """A store that can forget a session. This is optional: of one that cannot, ``Session.delete`` says so by
+    :class:`athena.errors.UnsupportedStore`."""
+
+    def delete(self, session_id: str) -> bool:
+        """Remove a log and all that belongs to it, for good. ``False`` if there is none.
+
+        Raises :class:`athena.errors.LogLocked` while somebody writes it; then it is as it was.
+        """
         ...

@@ -20,11 +20,14 @@ from athena.events import Event
 from athena.stores.base import Damage
 from athena.stores.lines import (
     MAX_LINE_BYTES,
+    PROBE_BYTES,
     SLICE_BYTES,
     Tally,
+    begun_by,
     end_of_lines,
     is_event,
     read_events,
+    split_lines,
     tail_events,
 )
 
@@ -40,6 +43,7 @@ most of the others (sshfs, s3fs, rclone, shared folders of virtual machines) are
 
 _DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS})
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: a FIFO in our place must not block us
+_TO_APPEND = os.O_RDWR | os.O_APPEND | _FLAGS
 
 
 def store_error(error: OSError, doing: str, path: Path, session_id: str | None = None) -> StoreError:
@@ -65,10 +69,15 @@ def make_private_dirs(path: Path) -> list[Path]:
     return [directory.parent for directory in missing]
 
 
+def open_log_to_read(path: Path) -> int:
+    """A descriptor of the log at ``path``. Raises ``OSError``, also for what is no regular file."""
+    return _only_regular(os.open(path, os.O_RDONLY | _FLAGS))
+
+
 def read_log(path: Path, session_id: str, after: int, tally: Tally) -> Iterator[Event]:
     """The events with ``seq > after`` that are in the file when the first is asked for; none if there is no file."""
     try:
-        fd = _only_regular(os.open(path, os.O_RDONLY | _FLAGS))
+        fd = open_log_to_read(path)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -84,7 +93,7 @@ def read_log(path: Path, session_id: str, after: int, tally: Tally) -> Iterator[
 def read_log_tail(path: Path, session_id: str, count: int) -> list[Event]:
     """The last ``count`` events; none if there is no file. The rest of the file is not read."""
     try:
-        fd = _only_regular(os.open(path, os.O_RDONLY | _FLAGS))
+        fd = open_log_to_read(path)
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -97,13 +106,13 @@ def read_log_tail(path: Path, session_id: str, count: int) -> list[Event]:
         os.close(fd)
 
 
-def open_log_to_write(path: Path, session_id: str) -> int:
-    """A descriptor of the log at ``path``, made if missing, that appends and holds the lock.
+def open_log_to_write(path: Path, session_id: str, *, make: bool = True) -> int:
+    """A descriptor of the log at ``path``, made if missing and ``make``, that appends and holds the lock.
 
     Raises :class:`LogLocked`, and ``OSError`` also for what is no regular file.
     """
     while True:
-        fd = _open_or_make(path)
+        fd = _open_or_make(path) if make else _only_regular(os.open(path, _TO_APPEND))
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_still(fd, path):
@@ -135,6 +144,23 @@ def lock_holder(fd: int, locks: Path = Path("/proc/locks")) -> int | None:
         if len(row) > 5 and row[1] == "FLOCK" and row[5] == wanted and row[4].isdigit():
             return int(row[4]) or None
     return None
+
+
+def refuse_foreign(fd: int, path: Path, session_id: str) -> None:
+    """Raise :class:`StoreError` if the log at ``path`` begins as another session's.
+
+    Two sessions that go on from one history would both carry out what is open in it.
+    """
+    end = min(os.fstat(fd).st_size, MAX_LINE_BYTES)  # a log without lines must not be read to its end
+    owner = begun_by(next(split_lines(fd, 0, end, PROBE_BYTES), None))
+    if owner is not None and owner != session_id:
+        raise StoreError(
+            f"the log {str(path)!r} is a copy of session {owner!r}, whose open turn and queue it would carry out a"
+            f" second time; continue {owner!r}, or remove this file",
+            session_id=session_id,
+            path=str(path),
+            belongs_to=owner,
+        )
 
 
 def network_file_system(path: Path, mounts: Path = MOUNTS) -> str | None:
@@ -170,7 +196,7 @@ def mend_tail(fd: int, path: Path) -> Damage:
     if torn_bytes <= MAX_LINE_BYTES and is_event(os.pread(fd, torn_bytes, whole_bytes)):
         os.write(fd, b"\n")
         return Damage()
-    torn_file = _copy_aside(fd, whole_bytes, size_bytes, path)
+    torn_file = copy_aside(fd, whole_bytes, size_bytes, path, "torn")
     os.ftruncate(fd, whole_bytes)
     os.fsync(fd)
     return Damage(torn_bytes=torn_bytes, torn_file=str(torn_file))
@@ -189,15 +215,14 @@ def sync_dir(path: Path) -> None:
 
 
 def _open_or_make(path: Path) -> int:
-    flags = os.O_RDWR | os.O_APPEND | _FLAGS
     try:
-        return _only_regular(os.open(path, flags))
+        return _only_regular(os.open(path, _TO_APPEND))
     except FileNotFoundError:
         pass
     try:
-        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        fd = os.open(path, _TO_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        return _only_regular(os.open(path, flags))
+        return _only_regular(os.open(path, _TO_APPEND))
     os.fchmod(fd, 0o600)
     return fd
 
@@ -216,8 +241,9 @@ def _is_still(fd: int, path: Path) -> bool:
         return False
 
 
-def _copy_aside(fd: int, start: int, end: int, path: Path) -> Path:
-    target, copy = _new_torn_file(path)
+def copy_aside(fd: int, start: int, end: int, path: Path, kind: str) -> Path:
+    """Copy a part of the log to ``<id>.<kind>-<n>``, on disk when this returns. What fails leaves no file."""
+    target, copy = _new_file_beside(path, kind)
     try:
         while start < end:
             piece = os.pread(fd, min(SLICE_BYTES, end - start), start)
@@ -232,10 +258,10 @@ def _copy_aside(fd: int, start: int, end: int, path: Path) -> Path:
     return target
 
 
-def _new_torn_file(path: Path) -> tuple[Path, int]:
+def _new_file_beside(path: Path, kind: str) -> tuple[Path, int]:
     number = 1
     while True:
-        target = path.with_name(f"{path.stem}.torn-{number}")
+        target = path.with_name(f"{path.stem}.{kind}-{number}")
         try:
             fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
         except FileExistsError:

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
-from athena.errors import DiskError, StoreError
+from athena.errors import DiskError, InvalidOption, StoreError
 from athena.events import Event, check_session_id
 from athena.stores.base import Damage
 from athena.stores.files import (
@@ -30,15 +31,29 @@ from athena.stores.files import (
     open_log_to_write,
     read_log,
     read_log_tail,
+    refuse_foreign,
     store_error,
     sync_dir,
 )
 from athena.stores.lines import SLICE_BYTES, Tally, tail_events
+from athena.stores.upkeep import LogReport, Repair, delete_log, files_beside, inspect_log, repair_log
 
 KEPT_BYTES = 1 << 20
 """How much that is not synced yet a log keeps in memory to write again. What is more is read back from the page cache,
 which holds it after a failed write on ext4 and xfs; more memory for each of a thousand sessions is not worth the
 rest."""
+
+MIN_QUOTA_BYTES = 64 * 1024
+RESERVE_BYTES = 256 * 1024
+"""What a log may have above its quota for what begins or ends a session's life or a turn, or says what a tool has
+done already."""
+
+_ESSENTIAL = frozenset(
+    {
+        "interrupted", "message_cancelled", "session_end", "session_resume", "session_start", "tool_result", "turn_end",
+        "turn_resumed",
+    }
+)  # fmt: skip
 
 _SUFFIX = ".jsonl"
 
@@ -46,8 +61,8 @@ _SUFFIX = ".jsonl"
 class JsonlStore:
     """Logs in the directory ``root``, which is made with its parents when the first log is opened.
 
-    ``allow_network`` accepts a root on a network file system, where locks and syncs may mean less. ``sync`` and
-    ``mounts`` are the system's; tests pass others.
+    ``allow_network`` accepts a root on a network file system, where locks and syncs may mean less. ``max_log_bytes``
+    is how long one log may get (``None``: any length). ``sync`` and ``mounts`` are the system's; tests pass others.
     """
 
     def __init__(
@@ -55,11 +70,13 @@ class JsonlStore:
         root: Path | str,
         *,
         allow_network: bool = False,
+        max_log_bytes: int | None = None,
         sync: Callable[[int], None] = os.fdatasync,
         mounts: Path = MOUNTS,
     ) -> None:
         self.root = Path(root).absolute()
         self._allow_network = allow_network
+        self._max_bytes = _quota(max_log_bytes)
         self._sync = sync
         self._mounts = mounts
         self._grown_dirs: list[Path] = []  # those that got a new directory from us: every log's first sync covers them
@@ -78,10 +95,15 @@ class JsonlStore:
         except OSError as error:
             raise store_error(error, "open the log", path, session_id) from error
         try:
-            return JsonlLog(fd, path, mend_tail(fd, path), dirs=[self.root, *self._grown_dirs], sync=self._sync)
+            refuse_foreign(fd, path, session_id)
+            dirs = [self.root, *self._grown_dirs]
+            return JsonlLog(fd, path, mend_tail(fd, path), dirs=dirs, sync=self._sync, max_bytes=self._max_bytes)
         except OSError as error:
             os.close(fd)
             raise store_error(error, "mend the log", path, session_id) from error
+        except BaseException:
+            os.close(fd)
+            raise
 
     def read(self, session_id: str, after: int = 0) -> Iterator[Event]:
         """See :class:`athena.stores.base.Store`. Reads what is there when the first event is asked for."""
@@ -103,12 +125,21 @@ class JsonlStore:
         return sorted(name.removesuffix(_SUFFIX) for name in names if _is_legal(name.removesuffix(_SUFFIX)))
 
     def verify(self, session_id: str) -> Damage:
-        """The bad lines of a whole log, counted without a lock. Nothing is changed; a torn end is the writer's
-        matter."""
-        tally = Tally()
-        for _ in read_log(self.path(session_id), session_id, 0, tally):
-            pass
-        return Damage(bad_lines=tally.bad_lines)
+        """What is wrong inside a log; a torn end is the writer's matter. Raises as :meth:`inspect`."""
+        return self.inspect(session_id).damage
+
+    def inspect(self, session_id: str) -> LogReport:
+        """All about one log, see :func:`athena.stores.upkeep.inspect_log`."""
+        return inspect_log(self.path(session_id), session_id)
+
+    def repair(self, session_id: str) -> Repair:
+        """Make a damaged log whole, see :func:`athena.stores.upkeep.repair_log`."""
+        return repair_log(self.path(session_id), session_id)
+
+    def delete(self, session_id: str) -> bool:
+        """See :class:`athena.stores.base.DeletingStore`."""
+        path = self.path(session_id)
+        return delete_log(path, session_id, files_beside(self.root).get(session_id, ()))
 
     def _refuse_network(self) -> None:
         kind = None if self._allow_network else network_file_system(self.root, self._mounts)
@@ -130,9 +161,17 @@ class JsonlLog:
     """
 
     def __init__(
-        self, fd: int, path: Path, damage: Damage, *, dirs: Sequence[Path], sync: Callable[[int], None]
+        self,
+        fd: int,
+        path: Path,
+        damage: Damage,
+        *,
+        dirs: Sequence[Path],
+        sync: Callable[[int], None],
+        max_bytes: int | None = None,
     ) -> None:
         self.path = path
+        self._max_bytes = max_bytes
         self._fd = fd
         self._damage = damage
         self._sync_file = sync
@@ -166,6 +205,7 @@ class JsonlLog:
         record = event.line + b"\n"
         with self._lock:
             self._check(event)
+            self._keep_quota(event, len(record))
             try:
                 if os.fstat(self._fd).st_nlink == 0:  # nobody would ever read what is written now
                     raise FileNotFoundError(errno.ENOENT, "the log was deleted")
@@ -220,6 +260,8 @@ class JsonlLog:
         yield from read_log(self.path, self.path.stem, after, tally)
         if tally.bad_lines > self._damage.bad_lines:
             self._damage = replace(self._damage, bad_lines=tally.bad_lines)
+        if after == 0:  # what precedes the first event that is read is missing only at the log's beginning
+            self._damage = replace(self._damage, missing_events=tally.missing_events)
 
     def close(self) -> None:
         """Give the lock back; waits for a sync that runs. Safe to call twice."""
@@ -244,6 +286,20 @@ class JsonlLog:
             )
         if not event.line or b"\n" in event.line:
             raise StoreError("an event to append needs its line, without a newline", session_id=self.path.stem)
+
+    def _keep_quota(self, event: Event, more_bytes: int) -> None:
+        if self._max_bytes is None:
+            return
+        allowed_bytes = self._max_bytes + (RESERVE_BYTES if event.event in _ESSENTIAL else 0)
+        if self._size_bytes + more_bytes > allowed_bytes:
+            raise DiskError(
+                f"the log {str(self.path)!r} has {self._size_bytes} bytes, and {more_bytes} more are over its quota of"
+                f" {self._max_bytes}; stop the session and start it with a larger max_log_bytes",
+                session_id=self.path.stem,
+                path=str(self.path),
+                errno=errno.EDQUOT,
+                max_log_bytes=self._max_bytes,
+            )
 
     def _roll_back(self) -> None:
         """Cut what a failed append may have left."""
@@ -287,6 +343,19 @@ def _write_at(fd: int, data: bytes, offset: int) -> int:
     while written < len(data):
         written += os.pwrite(fd, memoryview(data)[written:], offset + written)
     return written
+
+
+def _quota(value: object) -> int | None:
+    is_size = isinstance(value, int) and not isinstance(value, bool) and value >= MIN_QUOTA_BYTES
+    if value is None or is_size:
+        return cast("int | None", value)
+    expected = f"bytes, {MIN_QUOTA_BYTES} or more, or None"
+    raise InvalidOption(
+        f"store option 'max_log_bytes' got {value!r}: expected {expected}",
+        option="store_options",
+        value=repr(value),
+        expected=expected,
+    )
 
 
 def _is_legal(session_id: str) -> bool:

@@ -20,16 +20,28 @@ SLICE_BYTES = 1 << 20
 MAX_LINE_BYTES = 2 * MAX_RECORD_BYTES
 """A longer line is a bad line: lost newlines must not fill the memory. Twice our own limit, as ExAthena has none."""
 
-_PROBE_BYTES = 64 * 1024
+PROBE_BYTES = 64 * 1024
+"""How much is read where one line is looked for."""
+
 _TAIL_BYTES_PER_EVENT = 1024  # a guess that is usually enough; the window grows when it was not
 
 
 @dataclass(slots=True)
 class Tally:
-    """What reading goes by and finds: the last seq before the first line (or of the last event), and bad lines."""
+    """What reading goes by and finds: the last seq before the first line (or of the last event), bad lines, and numbers
+    that no event has."""
 
     last_seq: int = 0
     bad_lines: int = 0
+    missing_events: int = 0
+
+    def take(self, event: Event) -> Event:
+        """Count ``event``, which is the next. What a repair has dealt with is no damage any more."""
+        self.missing_events += event.seq - self.last_seq - 1
+        self.last_seq = event.seq
+        if event.event == "repaired":
+            self.bad_lines = self.missing_events = 0
+        return event
 
 
 def split_lines(fd: int, start: int, end: int, slice_bytes: int = SLICE_BYTES) -> Iterator[bytes | None]:
@@ -73,26 +85,23 @@ def number_events(lines: Iterable[bytes | None], tally: Tally) -> Iterator[Event
             continue
         if held is not None and event.seq > tally.last_seq:
             if event.seq > held.seq:
-                tally.last_seq = held.seq
-                yield held
+                yield tally.take(held)
             else:
                 tally.bad_lines += 1
             held = None
         if event.seq == tally.last_seq + 1:
-            tally.last_seq = event.seq
-            yield event
+            yield tally.take(event)
         elif event.seq > tally.last_seq:
             held = event
         else:
             tally.bad_lines += 1
     if held is not None:
-        tally.last_seq = held.seq
-        yield held
+        yield tally.take(held)
 
 
 def read_events(fd: int, end: int, after: int, tally: Tally) -> Iterator[Event]:
-    """The events with ``seq > after`` in the first ``end`` bytes. Bad lines before the place where it starts to read
-    are not counted, so ``tally`` is complete for ``after=0`` only."""
+    """The events with ``seq > after`` in the first ``end`` bytes. What is before the place where it starts to read is
+    not looked at, so the damage in ``tally`` is right for ``after=0`` only."""
     for event in number_events(split_lines(fd, _seek(fd, end, after), end), tally):
         if event.seq > after:
             yield event
@@ -123,7 +132,7 @@ def tail_events(fd: int, end: int, count: int) -> list[Event]:
 def end_of_lines(fd: int, size_bytes: int) -> int:
     """The offset after the last newline in the first ``size_bytes``, 0 if there is none."""
     while size_bytes > 0:
-        start = max(0, size_bytes - _PROBE_BYTES)
+        start = max(0, size_bytes - PROBE_BYTES)
         found = os.pread(fd, size_bytes - start, start).rfind(b"\n")
         if found >= 0:
             return start + found + 1
@@ -140,6 +149,16 @@ def is_event(line: bytes) -> bool:
     return True
 
 
+def begun_by(line: bytes | None) -> str | None:
+    """The session that ``line`` says it is the beginning of, if it is one and says so (ExAthena's does not)."""
+    try:
+        event = decode(line or b"", 1)
+    except ValueError:
+        return None
+    owner = event.data.get("session_id") if event.event == "session_start" else None
+    return owner if isinstance(owner, str) else None
+
+
 def _seek(fd: int, end: int, after: int) -> int:
     """The offset of a line at or before the event ``after + 1``: a binary search over the seqs in the lines.
 
@@ -147,7 +166,7 @@ def _seek(fd: int, end: int, after: int) -> int:
     never too late.
     """
     low, high = 0, end if after > 0 else 0
-    while high - low > 2 * _PROBE_BYTES:
+    while high - low > 2 * PROBE_BYTES:
         middle = (low + high) // 2
         anchor = _anchor(fd, middle, high)
         if anchor is not None and anchor[1] <= after:
@@ -159,7 +178,7 @@ def _seek(fd: int, end: int, after: int) -> int:
 
 def _anchor(fd: int, start: int, end: int) -> tuple[int, int] | None:
     """Offset and seq of the first event after ``start`` that the next line confirms by having the next number."""
-    lines = split_lines(fd, start, end, _PROBE_BYTES)
+    lines = split_lines(fd, start, end, PROBE_BYTES)
     first = next(lines, None)  # the rest of a line that begins before
     if first is None:
         return None

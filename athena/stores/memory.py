@@ -26,7 +26,7 @@ class _Lines:
 
     lines: list[bytes] = field(default_factory=list)
     seqs: list[int] = field(default_factory=list)
-    bad_lines: int = 0
+    damage: Damage = field(default_factory=Damage)
 
     @property
     def last_seq(self) -> int:
@@ -56,12 +56,7 @@ class MemoryStore:
         """See :class:`athena.stores.base.Store`. The lock holds within this object."""
         log = MemoryLog(self, check_session_id(session_id), self._logs.setdefault(session_id, _Lines()))
         if self._open.setdefault(session_id, log) is not log:
-            raise LogLocked(
-                f"the log of session {session_id!r} is open for writing in this process",
-                session_id=session_id,
-                path=None,
-                pid=os.getpid(),
-            )
+            raise _locked(session_id)
         return log
 
     def read(self, session_id: str, after: int = 0) -> Iterator[Event]:
@@ -89,9 +84,19 @@ class MemoryStore:
         for event in number_events((line.removesuffix(b"\n") for line in lines), tally):
             self.reserve(session_id, len(event.line))
             fresh.add(event.line, event.seq)
-        fresh.bad_lines = tally.bad_lines
+        fresh.damage = Damage(bad_lines=tally.bad_lines, missing_events=tally.missing_events)
         self._logs[session_id] = fresh
-        return Damage(bad_lines=fresh.bad_lines)
+        return fresh.damage
+
+    def delete(self, session_id: str) -> bool:
+        """See :class:`athena.stores.base.DeletingStore`."""
+        if check_session_id(session_id) in self._open:
+            raise _locked(session_id)
+        found = self._logs.pop(session_id, None)
+        if found is None:
+            return False
+        self.size_bytes -= sum(map(len, found.lines))
+        return True
 
     def reserve(self, session_id: str, more_bytes: int) -> None:
         """Count ``more_bytes``, or raise :class:`StoreError` if they do not fit."""
@@ -120,8 +125,8 @@ class MemoryLog:
 
     @property
     def damage(self) -> Damage:
-        """Bad lines among those that were preloaded."""
-        return Damage(bad_lines=self._lines.bad_lines)
+        """What was wrong with the lines that were preloaded."""
+        return self._lines.damage
 
     @property
     def last_seq(self) -> int:
@@ -157,3 +162,12 @@ class MemoryLog:
         """Give the lock back. Safe to call twice."""
         self._closed = True
         self._store.release(self)
+
+
+def _locked(session_id: str) -> LogLocked:
+    return LogLocked(
+        f"the log of session {session_id!r} is open for writing in this process",
+        session_id=session_id,
+        path=None,
+        pid=os.getpid(),
+    )

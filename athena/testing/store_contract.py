@@ -17,7 +17,7 @@ import pytest
 
 from athena.errors import InvalidSessionId, LogLocked, StoreError
 from athena.events import Event, decode, encode
-from athena.stores.base import Damage, Log, Store
+from athena.stores.base import Damage, DeletingStore, Log, Store
 
 STRANGE_TEXT = 'line\u2028and\u2029paragraph, \x00 \x7f \x85 "quoted" \\ \r\n\ttab, Ωλ 漢字 😀 \U0010fffd \ufeff'
 ILLEGAL_IDS = ("", ".", "..", "../up", "a/b", "/etc/passwd", "a.b", "a b", "a\n", "a\x00", "é", "x" * 129)
@@ -32,7 +32,8 @@ def append_events(log: Log, count: int, **data: Any) -> list[Event]:
 
 
 class StoreContract:
-    """The contract. ``locks = False`` for a store that cannot keep a second writer out."""
+    """The contract. ``locks = False`` for a store that cannot keep a second writer out. What it says of ``delete`` is
+    skipped for a store without one."""
 
     locks = True
 
@@ -186,6 +187,42 @@ class StoreContract:
             append_events(log, 1)
         assert list(store.read("a")) == []
 
+    def test_a_deleted_log_is_gone_and_the_others_stay(self, store: Store) -> None:
+        deleting = _deleting(store)
+        events = {}
+        for session_id in ("a", "b", "ab"):
+            log = store.open(session_id)
+            events[session_id] = append_events(log, 3)
+            log.close()
+        assert deleting.delete("a")
+        assert store.list() == ["ab", "b"]
+        assert (list(store.read("a")), store.tail("a", 5)) == ([], [])
+        assert {i: list(store.read(i)) for i in ("ab", "b")} == {i: events[i] for i in ("ab", "b")}
+        log = store.open("a")
+        assert (log.last_seq, log.damage) == (0, Damage())
+        assert append_events(log, 1) == list(log.read())
+        log.close()
+
+    def test_deleting_what_is_not_there_says_so(self, store: Store) -> None:
+        deleting = _deleting(store)
+        assert not deleting.delete("nobody")
+        assert store.list() == []
+        with pytest.raises(InvalidSessionId):
+            deleting.delete("../up")
+
+    def test_a_log_in_use_is_not_deleted(self, store: Store) -> None:
+        deleting = _deleting(store)
+        if not self.locks:
+            return
+        log = store.open("a")
+        events = append_events(log, 2)
+        with pytest.raises(LogLocked):
+            deleting.delete("a")
+        events += append_events(log, 1)
+        assert list(store.read("a")) == events
+        log.close()
+        assert deleting.delete("a")
+
     @pytest.mark.parametrize("session_id", ILLEGAL_IDS)
     def test_an_illegal_session_id_is_refused_everywhere(self, store: Store, session_id: str) -> None:
         with pytest.raises(InvalidSessionId):
@@ -195,3 +232,9 @@ class StoreContract:
         with pytest.raises(InvalidSessionId):
             store.tail(session_id, 1)
         assert store.list() == []
+
+
+def _deleting(store: Store) -> DeletingStore:
+    if not isinstance(store, DeletingStore):
+        pytest.skip("this store has no delete")
+    return store
