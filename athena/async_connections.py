@@ -69,8 +69,6 @@ class _Connections:
         self.open: dict[Path, AsyncConnection] = {}
         self.locks: defaultdict[Path, asyncio.Lock] = defaultdict(asyncio.Lock)
         """Whose turn it is to connect: of many first calls at once, one."""
-        self.others: list[tuple[AsyncConnection, str, Header]] = []
-        """Connections of a use of their own that last as long as the loop, each with its last words."""
         self.end = self._end()
 
     async def _end(self) -> AsyncGenerator[None, None]:
@@ -79,45 +77,20 @@ class _Connections:
             yield
         finally:
             _by_loop.pop(asyncio.get_running_loop(), None)
-            for connection, op, header in self.others:
-                connection.tell(op, header)
-            for connection in (*self.open.values(), *(one for one, _, _ in self.others)):
+            for connection in self.open.values():
                 connection.close()
 
 
 _by_loop: dict[asyncio.AbstractEventLoop, _Connections] = {}
 
 
-async def _connections() -> _Connections:
-    """Those of this event loop."""
+async def _connection(target: Target) -> AsyncConnection:
+    """This event loop's connection to the target."""
     loop = asyncio.get_running_loop()
     connections = _by_loop.get(loop)
     if connections is None:
         connections = _by_loop[loop] = _Connections()
         await anext(connections.end)
-    return connections
-
-
-def has_ended() -> bool:
-    """Whether this event loop is ending, and its connections with it."""
-    return asyncio.get_running_loop() not in _by_loop
-
-
-async def open_connection(target: Target, last_op: str, last_header: Header) -> AsyncConnection:
-    """A connection of a use of its own, which ends with the event loop and says this then.
-
-    Raises as :meth:`AsyncConnection.open`.
-    """
-    connections = await _connections()
-    connection = await AsyncConnection.open(target.path)
-    connections.others = [one for one in connections.others if one[0].is_open]
-    connections.others.append((connection, last_op, last_header))
-    return connection
-
-
-async def _connection(target: Target) -> AsyncConnection:
-    """This event loop's connection to the target."""
-    connections = await _connections()
     async with connections.locks[target.path]:
         found = connections.open.get(target.path)
         if found is None or not found.is_open:
@@ -138,3 +111,11 @@ async def perform(target: Target, call: Call[T], timeout: float | None) -> T:
             raise Unresponsive(f"the supervisor at {str(target.path)!r} does not answer; is it stopped?") from None
         raise call_timeout(call.op, timeout, call.message_id) from None
     return call.read(frame)
+
+
+async def take(target: Target, header: Header, timeout: float | None) -> Frame:
+    """Ask for a message, and confirm it when it is here. Raises as :meth:`AsyncConnection.call`."""
+    connection = await _connection(target)
+    answer = await connection.call("take", header, b"", timeout)
+    connection.tell("confirm", {"take": answer.header["id"]})
+    return answer

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import os
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from athena import process_calls as calls
-from athena.async_connections import has_ended, open_connection, perform
-from athena.client import AsyncConnection, ConnectionLost, call_timeout
+from athena.async_connections import perform, take
+from athena.client import ConnectionLost
 from athena.errors import AlreadyStarted, AthenaError, NoProcess, NotRunning, ProcessExited, Reason
-from athena.mailboxes import CAME_BACK_S, NOTHING, Box, Key
+from athena.mailboxes import No, outcome
 from athena.names import Via
 from athena.pid import Pid
 from athena.process_calls import Process
@@ -22,7 +21,6 @@ from athena.session_calls import Call, check_timeout
 from athena.signals import Down, Exit
 from athena.supervisors import Target, resolve
 from athena.tree_calls import Ignored, Started, with_pid
-from athena.wire import Frame
 
 T = TypeVar("T")
 
@@ -47,9 +45,8 @@ async def areceive(timeout: float | None = None, *, supervisor: Where = None) ->
     """The next plain message for this program. See :func:`athena.receive`."""
     if calls.is_server():
         raise in_handle_info("areceive()")
-    mailbox = await _mailbox_at(await _target(supervisor))
-    message = await mailbox.take(calls.INBOX, timeout, "receive")
-    if message is NOTHING:
+    message = await _take(await _target(supervisor), None, timeout, "receive")
+    if message is No.SUPERVISOR:
         raise ProcessExited("the supervisor was lost", reason="noconnection")
     return message
 
@@ -101,195 +98,112 @@ async def astart_server(cls: type, args: Sequence[Any], options: dict[str, Any],
         raise with_pid(error) from None
 
 
-class AsyncMonitor:
+class _Awaited:
+    """The one message of a monitor or a link of this process."""
+
+    def __init__(self, target: Target, armed: calls.Armed) -> None:
+        self.ref = armed.ref
+        self._target = target
+        self._armed = armed
+        self._is_over = False
+        self._is_server = calls.is_server()
+        self._os_pid = os.getpid()
+
+    async def _take(self, timeout: float | None, what: str) -> Any:
+        """See :class:`athena.processes.Monitor`."""
+        if self._is_server:
+            raise in_handle_info(f"{what}.wait()")
+        calls.check_same_process(self._os_pid, what)
+        if self._is_over:
+            return None
+        message = await _take(self._target, self._armed, timeout, what)
+        self._is_over = True
+        return None if message is No.MORE else message
+
+
+class AsyncMonitor(_Awaited):
     """A one-way watch on one process. Delivers exactly one :class:`~athena.Down`."""
 
-    def __init__(self, target: Target, watched: Process, mailbox: _Mailbox | None, armed: calls.Armed) -> None:
-        self.ref = armed.ref
+    def __init__(self, target: Target, watched: Process, armed: calls.Armed) -> None:
+        super().__init__(target, armed)
         self.pid = armed.pid
-        self._target = target
         self._watched = watched
-        self._mailbox = mailbox
-        self._is_over = False
 
     @classmethod
     async def watch(cls, target: Target, watched: Process) -> AsyncMonitor:
         """Begin. Raises :class:`~athena.errors.Unavailable`."""
-        return cls(target, watched, *await _in_mailbox(target, lambda box: calls.monitor(watched, box)))
+        return cls(target, watched, await perform(target, calls.monitor(watched), ANSWER_S))
 
     async def wait(self, timeout: float | None = None) -> Down | None:
         """Wait for the :class:`~athena.Down`; ``None`` once it was delivered or after :meth:`demonitor`.
 
         Raises :class:`~athena.errors.CallTimeout`.
         """
-        if self._mailbox is None:
-            raise in_handle_info("AsyncMonitor.wait()")
-        if self._is_over:
-            return None
-        down = await self._mailbox.take(("down", self.ref), timeout, "monitor")
-        self._is_over = True
-        if down is NOTHING:
-            watched = self._watched if isinstance(self._watched, str | Via) else self.pid
-            return Down(self.ref, watched, self.pid, "noconnection")
-        found: Down = down
-        if found.pid is None and isinstance(self._watched, Pid):  # of a supervisor that this one knows nothing of
-            return replace(found, pid=self._watched, target=self._watched)
-        return found
+        return calls.down_of(await self._take(timeout, "monitor"), self._armed, self._watched)
 
     async def demonitor(self, flush: bool = False) -> bool:
         """Stop watching. See :meth:`athena.processes.Monitor.demonitor`."""
+        calls.check_same_process(self._os_pid, "monitor")
         try:
-            was_armed = await perform(self._target, calls.demonitor(self.ref), ANSWER_S)
+            was_armed = await perform(self._target, calls.demonitor(self.ref, flush=flush), ANSWER_S)
         except (ConnectionLost, NotRunning):
             was_armed = False  # it went with its supervisor
-        if was_armed or flush:
-            self._is_over = True
-            if self._mailbox is not None:
-                self._mailbox.box.waiting.pop(("down", self.ref), None)
+        self._is_over = self._is_over or was_armed or flush
         return was_armed
 
 
-class AsyncLink:
+class AsyncLink(_Awaited):
     """A tie between this program and a process. See :class:`athena.processes.Link`."""
 
-    def __init__(self, target: Target, mailbox: _Mailbox | None, pid: Pid) -> None:
-        self.pid = pid
-        self._target = target
-        self._mailbox = mailbox
-        self._is_over = False
+    def __init__(self, target: Target, armed: calls.Armed) -> None:
+        super().__init__(target, armed)
+        self.pid: Pid = calls.linked_pid(armed)
 
     @classmethod
     async def tie(cls, target: Target, other: Process) -> AsyncLink:
         """Begin. Raises :class:`~athena.errors.NoProcess`."""
-        return cls(target, *await _in_mailbox(target, lambda box: calls.link(other, box)))
+        return cls(target, await perform(target, calls.link(other), ANSWER_S))
 
     async def wait(self, timeout: float | None = None) -> Exit | None:
-        """Wait for the other's end; ``None`` once that was delivered or after :meth:`unlink`.
+        """Wait for the other's end; ``None`` once that was delivered, and after the link was undone by either side.
 
         Raises :class:`~athena.errors.CallTimeout`.
         """
-        if self._mailbox is None:
-            raise in_handle_info("AsyncLink.wait()")
-        if self._is_over:
-            return None
-        found = await self._mailbox.take(("exit", self.pid.serial or 0), timeout, "link")
-        self._is_over = True
-        return Exit(self.pid, "noconnection") if found is NOTHING else found
+        return calls.exit_of(await self._take(timeout, "link"), self.pid)
 
     async def unlink(self) -> None:
         """Undo it. Twice is a no-op."""
+        calls.check_same_process(self._os_pid, "link")
         self._is_over = True
         try:
             await perform(self._target, calls.unlink(self.pid), ANSWER_S)
         except (ConnectionLost, NotRunning, NoProcess):
             pass  # it went with its supervisor, or its other end has gone
-        if self._mailbox is not None:
-            self._mailbox.box.waiting.pop(("exit", self.pid.serial or 0), None)
 
 
-class _Mailbox:
-    """One event loop's boxes at one supervisor; the rules are those of :class:`athena.mailboxes.Mailbox`."""
-
-    def __init__(self, target: Target, box: Box, connection: AsyncConnection) -> None:
-        self.is_lost = False
-        self.box = box
-        self._target = target
-        self._boxes = [self.box.name]
-        self._waiting: defaultdict[Key, list[asyncio.Future[None]]] = defaultdict(list)
-        self._coming_back: asyncio.Task[None] | None = None
-        self._connection = connection
-
-    @classmethod
-    async def open(cls, target: Target) -> _Mailbox:
-        box = Box()
-        connection = await open_connection(target, "drop_mailbox", {"box": box.name})
-        box.supervisor_id = str((connection.hello or {}).get("supervisor"))
-        self = cls(target, box, connection)
-        await self._read(connection)
-        return self
-
-    async def take(self, key: Key, timeout: float | None, what: str) -> Any:
-        """Wait for the next message for ``key``; :data:`NOTHING` when the supervisor is lost."""
-        check_timeout(timeout)
-        if key == calls.INBOX and calls.DEFAULT_BOX not in self._boxes:
-            self._boxes.append(calls.DEFAULT_BOX)
-            self._connection.tell("mailbox", calls.mailbox(calls.DEFAULT_BOX, 0))
-        try:
-            async with asyncio.timeout(timeout):
-                while (message := self.box.take(key)) is NOTHING and not self.is_lost:
-                    arrival: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                    self._waiting[key].append(arrival)
-                    await arrival
-        except TimeoutError:
-            raise call_timeout(what, timeout) from None
-        return message
-
-    async def _read(self, connection: AsyncConnection) -> None:
-        """Have what is in our boxes come over this connection."""
-        connection.on_notice = self._on_frame
-        for name in self._boxes:
-            await connection.call("mailbox", calls.mailbox(name, self.box.read_to.get(name, 0)), b"", ANSWER_S)
-        self._connection = connection
-        connection.lost.add_done_callback(lambda _: self._on_cut())
-
-    def _on_frame(self, frame: Frame) -> None:
-        if frame.kind in ("down", "exit", "message"):
-            self.box.put(frame)
-            self._connection.tell("has_read", {"box": frame.header["box"], "n": frame.header["n"]})
-            self._wake(calls.key_of(frame))
-
-    def _on_cut(self) -> None:
-        if not has_ended():
-            self._coming_back = asyncio.create_task(self._come_back())
-
-    async def _come_back(self) -> None:
-        until = asyncio.get_running_loop().time() + CAME_BACK_S
-        while asyncio.get_running_loop().time() < until:
-            try:
-                connection = await open_connection(self._target, "drop_mailbox", {"box": self.box.name})
-                if (connection.hello or {}).get("supervisor") == self.box.supervisor_id:
-                    await self._read(connection)
-                    return
-                connection.close()
-                break
-            except ConnectionLost:
-                await asyncio.sleep(RETRY_S)
-            except (AthenaError, TimeoutError):
-                break
-        self.is_lost = True
-        for key in list(self._waiting):
-            self._wake(key)
-
-    def _wake(self, key: Key) -> None:
-        for arrival in self._waiting.pop(key, ()):
-            if not arrival.done():
-                arrival.set_result(None)
+# --- the way to the supervisor --------------------------------------------------------------------------------------
 
 
-_mailboxes: dict[tuple[asyncio.AbstractEventLoop, str], _Mailbox] = {}
-
-
-async def _mailbox_at(target: Target) -> _Mailbox:
-    """This event loop's mailbox at a supervisor; a new one if that was lost."""
-    for key in [key for key in _mailboxes if key[0].is_closed()]:
-        del _mailboxes[key]
-    key = (asyncio.get_running_loop(), str(target.path))
-    found = _mailboxes.get(key)
-    if found is None or found.is_lost:
-        found = await _Mailbox.open(target)
-        _mailboxes[key] = found
-    return found
-
-
-async def _in_mailbox(target: Target, make: Callable[[str | None], Call[Any]]) -> tuple[_Mailbox | None, Any]:
-    if calls.is_server():
-        return None, await perform(target, make(None), ANSWER_S)
+async def _take(target: Target, awaited: calls.Armed | None, timeout: float | None, what: str) -> Any:
+    """The same as that of :mod:`athena.processes`, awaited."""
+    check_timeout(timeout)
+    waiting = calls.Waiting(awaited, timeout, what)
     while True:
-        mailbox = await _mailbox_at(target)
-        answer = await perform(target, make(mailbox.box.name), ANSWER_S)
-        if answer.supervisor == mailbox.box.supervisor_id:
-            return mailbox, answer
-        mailbox.is_lost = True  # another supervisor has taken its place in between
+        try:
+            found = outcome(await take(target, waiting.header(), waiting.limit_s()))
+        except (ConnectionLost, NotRunning) as error:
+            if waiting.is_lost(error):
+                return No.SUPERVISOR
+            await asyncio.sleep(RETRY_S)
+            continue
+        except TimeoutError as error:
+            if isinstance(error, AthenaError):
+                raise
+            found = No.TIME
+        if found is No.TIME:
+            raise waiting.error()
+        if found is not No.NEWS:
+            return found
 
 
 async def _target(supervisor: Where) -> Target:

@@ -135,7 +135,10 @@ class SessionServer(Server):
             op = _OPS.get(str(request.header.get("op")))
             if op is None:
                 raise ProtocolError(f"unknown operation {request.header.get('op')!r}")
-            caller.answer(await op(self, request.json() or {}))
+            args = request.json() or {}
+            if "turn" in request.header:  # the one that ran when its interrupt was asked for, and no later one
+                args = {**args, "turn": request.header["turn"]}
+            caller.answer(await op(self, args))
         except AthenaError as error:
             if not self._is_ending:  # else the next life answers, or the supervisor says that there is none
                 caller.answer(dumps(to_wire(error)), ok=False)

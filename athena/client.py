@@ -239,6 +239,25 @@ class Pool:
             self._give_back(connection)
             return frame
 
+    def take(self, header: Header, timeout_s: float | None) -> Frame:
+        """Ask for a message, and confirm it when it is here. Raises as :meth:`SyncConnection.call`.
+
+        Whatever comes in between, an interrupt for example, ends the connection: that puts the message back.
+        """
+        while True:
+            connection, is_fresh = self._take(timeout_s)
+            if is_fresh or not connection.is_cut:
+                break
+            connection.close()
+        try:
+            frame = connection.call("take", header, b"", timeout_s)
+            connection.tell("confirm", {"take": frame.header["id"]})
+        except BaseException:
+            connection.close()
+            raise
+        self._give_back(connection)
+        return frame
+
     def open(self, timeout_s: float | None = None) -> SyncConnection:
         """A connection of the caller's own, for a stream. Raises as :class:`SyncConnection`."""
         connection = SyncConnection(self.path, timeout_s)
@@ -315,18 +334,21 @@ class AsyncConnection:
         check_size(body)
         request_id = next(self._ids)
         future = self._calls[request_id] = asyncio.get_running_loop().create_future()
+        is_here = False
         try:
             self._channel.send({"kind": "request", "id": request_id, "op": op, **header}, body)
             async with asyncio.timeout(timeout_s):
-                return outcome(await future)
+                answer = await future
+                is_here = True
         finally:
             del self._calls[request_id]
-            if op == "call" and (future.cancelled() or not future.done()):  # who stops waiting cancels it
+            if op in ("call", "take") and not is_here:
                 self.tell("give_up", {"call": request_id})
+        return outcome(answer)
 
     def tell(self, op: str, header: Header) -> None:
         """Ask for what has no answer."""
-        if self._channel is not None:
+        if self._channel is not None and not self._channel.closed:
             self._channel.send({"kind": "request", "op": op, **header})
 
     def close(self) -> None:
@@ -426,12 +448,16 @@ def _peer_uid(sock: socket.socket) -> int:
 
 def _not_there(path: Path, error: OSError) -> Unavailable:
     if isinstance(error, FileNotFoundError | ConnectionRefusedError):
-        return NotRunning(f"no supervisor listens at {str(path)!r}; start one with: athena-supervisor start")
+        return NotRunning(
+            f"no supervisor listens at {str(path)!r}: it has ended, or was never started "
+            "(the daemon is started with: athena-supervisor start)"
+        )
     return Unavailable(f"cannot connect to {str(path)!r}: {error.strerror}; check ATHENA_SOCKET and ATHENA_HOME")
 
 
 def call_timeout(op: str, timeout_s: float | None, message_id: str | None = None) -> CallTimeout:
-    """The error for a wait that has ended; the turn goes on."""
+    """The error for a wait that has ended; what was asked for goes on."""
     data = {} if message_id is None else {"message_id": message_id}
     shown = "its time" if timeout_s is None else f"{round(timeout_s, 3):g} s"
-    return CallTimeout(f"no answer to {op!r} within {shown}; a turn goes on without the wait", **data)
+    rest = "; a turn goes on without the wait" if op in ("send", "result", "events") else ""
+    return CallTimeout(f"no answer to {op!r} within {shown}{rest}", **data)

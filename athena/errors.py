@@ -13,6 +13,9 @@ Reason = Any
 """Why a process ended: ``"normal"``, ``"shutdown"``, ``"killed"``, ``{"signal": "SIGSEGV"}``, ``{"exit": 3}``,
 ``{"error": {"type", "message", "traceback"}}``, ``"hung"``, ``"noproc"``, ``"noconnection"`` and so on (JSON)."""
 
+REASON_BYTES = 64 * 1024
+"""Of a reason as JSON: it travels in headers, to everybody who is linked or watches, and into logs."""
+
 
 class AthenaError(Exception):
     """Base of all errors. ``data`` holds the fields that travel with it over the wire."""

@@ -40,7 +40,7 @@ class Init(Server):
 
 def _carried(returned: Any) -> tuple[Any, bool]:
     """The value as it travels, and whether it is the one that was returned."""
-    from athena.tree_calls import json_form  # the class has imported it already, and servers need it not
+    from athena.spec_json import json_form  # the class has imported it already, and servers need it not
 
     try:
         return json_form(returned), True

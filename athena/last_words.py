@@ -15,6 +15,8 @@ from athena.wire import Header, Outbox
 TRACEBACK_CHARS = 8000
 """Of the end of a traceback, where the error is; the whole one is in the log."""
 
+MESSAGE_CHARS = 2000
+
 EXIT_CODES = range(-(2**31), 2**31)
 
 
@@ -26,7 +28,7 @@ def reason_of(error: BaseException) -> Reason:
         return {"exit": int(error.code) if isinstance(error.code, int) and error.code in EXIT_CODES else 1}
     told = traceback.TracebackException.from_exception(error)  # which also stands an error without a text
     text = "".join(told.format())
-    shown = {"type": type(error).__name__, "message": str(told), "traceback": text[-TRACEBACK_CHARS:]}
+    shown = {"type": type(error).__name__, "message": str(told)[:MESSAGE_CHARS], "traceback": text[-TRACEBACK_CHARS:]}
     return {"error": {name: value.encode(errors="replace").decode() for name, value in shown.items()}}
 
 
@@ -88,16 +90,24 @@ class Words:
         with self._ending:  # another thread that crashes at the same time is too late
             status = 0 if is_clean(reason) else 1
             if isinstance(error, SystemExit):
-                if isinstance(error.code, str):
-                    print(error.code, file=sys.stderr)
                 status = reason["exit"] & 0xFF if reason != "normal" else 0
-            elif error is not None:
-                traceback.print_exception(error)
             try:
                 os.set_blocking(self._fd, True)  # an event loop may have taken it over
-                self._write({"kind": kind or self._last_kind, "reason": reason})
+                self._write({"kind": kind or self._last_kind, "reason": reason})  # first: the log may be full
+                _print(error)
                 proctree.kill_descendants()
                 sys.stdout.flush()
                 sys.stderr.flush()
             finally:
                 os._exit(status)
+
+
+def _print(error: BaseException | None) -> None:
+    try:
+        if isinstance(error, SystemExit):
+            if isinstance(error.code, str):
+                print(error.code, file=sys.stderr)
+        elif error is not None:
+            traceback.print_exception(error)
+    except (OSError, ValueError):
+        pass  # there is no log to print to

@@ -4,13 +4,15 @@ these."""
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from athena import current
 from athena.child_specs import ChildSpec, import_name
-from athena.errors import InvalidOption, Reason
+from athena.errors import REASON_BYTES, CallTimeout, InvalidOption, NotRunning, Reason
+from athena.mailboxes import CAME_BACK_S, GRACE_S, No
 from athena.names import Via, json_value
 from athena.pid import Pid
 from athena.session_calls import Call
@@ -29,7 +31,7 @@ START_OPTIONS = frozenset({"kwargs", "name", "start_timeout", "shutdown", "env",
 
 @dataclass(frozen=True, slots=True)
 class Armed:
-    """What the supervisor says of a new monitor. ``supervisor`` tells it from one that took its place."""
+    """What the supervisor says of a new monitor or link. ``supervisor`` tells it from one that took its place."""
 
     ref: int
     pid: Pid | None
@@ -51,19 +53,19 @@ def self_pid() -> Call[Pid]:
     return Call("process_self", {}, b"", _pid)
 
 
-def monitor(target: Process, box: str | None) -> Call[Armed]:
+def monitor(target: Process) -> Call[Armed]:
     """Watch a process."""
-    return Call("monitor", {**_target(target), **_box(box)}, b"", _armed)
+    return Call("monitor", {**_target(target), "asks": not is_server()}, b"", _armed)
 
 
-def demonitor(ref: int) -> Call[bool]:
+def demonitor(ref: int, *, flush: bool) -> Call[bool]:
     """Stop that."""
-    return Call("demonitor", {"ref": ref}, b"", lambda f: bool(f.json()["was_armed"]))
+    return Call("demonitor", {"ref": ref, "flush": flush}, b"", lambda f: bool(f.json()["was_armed"]))
 
 
-def link(target: Process, box: str | None) -> Call[Pid]:
+def link(target: Process) -> Call[Armed]:
     """Tie this process to another."""
-    return Call("link", {**_target(target), **_box(box)}, b"", _pid)
+    return Call("link", {**_target(target), "asks": not is_server()}, b"", _armed)
 
 
 def unlink(target: Process) -> Call[None]:
@@ -73,7 +75,7 @@ def unlink(target: Process) -> Call[None]:
 
 def exit(target: Process, reason: Reason) -> Call[None]:
     """Send an exit signal."""
-    return Call("exit", _target(target), encoded("reason", reason), _none)
+    return Call("exit", _target(target), encoded_reason(reason), _none)
 
 
 def trap_exit(on: bool) -> Call[None]:
@@ -98,7 +100,7 @@ def cast(server: Process, message: Any) -> Call[None]:
 
 def stop(process: Process, reason: Reason) -> Call[None]:
     """End a server or a supervisor in order."""
-    return Call("process_stop", _target(process), encoded("reason", reason), _none)
+    return Call("process_stop", _target(process), encoded_reason(reason), _none)
 
 
 def start_class(
@@ -121,51 +123,87 @@ def start_class(
     return where, Call("start_server", {}, encoded("args", body), _started)
 
 
-def mailbox(box: str, after: int) -> Header:
-    """Begin to read a box, behind the message of that number."""
-    return {"box": box, "after": after}
+class Waiting:
+    """One wait for a message, over any number of connections: how long yet, and when the supervisor is lost."""
+
+    def __init__(self, awaited: Armed | None, timeout: float | None, what: str) -> None:
+        self._awaited = awaited
+        self._what = what
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._cut_at: float | None = None
+
+    def header(self) -> Header:
+        """What to ask now."""
+        left_s = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        if self._awaited is None:
+            return {"ref": None, "timeout": left_s}
+        return {"ref": self._awaited.ref, "supervisor": self._awaited.supervisor, "timeout": left_s}
+
+    def limit_s(self) -> float | None:
+        """How long to wait for the answer; a supervisor that is later than that is frozen."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic()) + GRACE_S
+
+    def is_lost(self, error: Exception) -> bool:
+        """Whether this end of a connection is that of the supervisor: nobody listens, or it will not talk for long."""
+        now = time.monotonic()
+        self._cut_at = self._cut_at or now
+        return isinstance(error, NotRunning) or now - self._cut_at > CAME_BACK_S
+
+    def error(self) -> CallTimeout:
+        """The time is up."""
+        return CallTimeout(f"nothing came for {self._what!r} within {self._timeout:g} s")
 
 
-def message_of(frame: Frame) -> Down | Exit | Any:
-    """What a message from a box says; its key is :func:`key_of`."""
-    header = frame.header
-    match frame.kind:
-        case "down":
-            return down(header)
-        case "exit":
-            return Exit(Pid.from_map(header["from"]), header["reason"])
-        case _:
-            return frame.json()
+def down_of(message: Any, armed: Armed, watched: Process) -> Down | None:
+    """What a monitor says, from what was taken for it."""
+    if message is No.SUPERVISOR:
+        return Down(armed.ref, watched if isinstance(watched, str | Via) else armed.pid, armed.pid, "noconnection")
+    if isinstance(message, Down) and message.pid is None and isinstance(watched, Pid):
+        return replace(message, pid=watched, target=watched)  # of a supervisor that this one knows nothing of
+    found: Down | None = message
+    return found
 
 
-def key_of(frame: Frame) -> tuple[str, int]:
-    """Which reader a message is for."""
-    match frame.kind:
-        case "down":
-            return "down", int(frame.header["ref"])
-        case "exit" if frame.header["box"] != DEFAULT_BOX:
-            return "exit", int(frame.header["from"]["serial"])
-        case _:
-            return INBOX
+def exit_of(message: Any, pid: Pid) -> Exit | None:
+    """What a link says, from what was taken for it."""
+    found: Exit | None = Exit(pid, "noconnection") if message is No.SUPERVISOR else message
+    return found
 
 
-INBOX = ("message", 0)
-"""The key of plain messages, and of exit signals from processes that this one has not linked to by itself."""
+def linked_pid(armed: Armed) -> Pid:
+    """The other end of a link, which always has one."""
+    assert armed.pid is not None, "it has one"
+    return armed.pid
 
-DEFAULT_BOX = "inbox"
 
-
-def down(value: Mapping[str, Any]) -> Down:
-    """A :class:`Down` in its wire form."""
-    target = value["target"]
-    if isinstance(target, Mapping):
-        target = Via(*target["via"]) if "via" in target else Pid.from_map(dict(target))
-    return Down(value["ref"], target, Pid.from_map(value["pid"]), value["reason"])
+def check_same_process(os_pid: int, what: str) -> None:
+    """Raise :class:`InvalidOption` in a process that a fork has made of the one with that number."""
+    if os_pid != os.getpid():
+        raise InvalidOption(
+            f"this {what} is of process {os_pid}, and this is a fork of it: make one here",
+            option=what,
+            value=str(os.getpid()),
+            expected=str(os_pid),
+        )
 
 
 def encoded(what: str, value: Any) -> bytes:
     """JSON. Raises :class:`InvalidOption` for what is none."""
     return dumps(json_value(what, value))
+
+
+def encoded_reason(reason: Reason) -> bytes:
+    """A reason as JSON. Raises :class:`InvalidOption` for what is none, or no reason but a document."""
+    body = encoded("reason", reason)
+    if len(body) > REASON_BYTES:
+        raise InvalidOption(
+            f"a reason has at most {REASON_BYTES} bytes of JSON, this one has {len(body)}",
+            option="reason",
+            value=f"{len(body)} bytes",
+            expected=f"at most {REASON_BYTES} bytes",
+        )
+    return body
 
 
 def is_server() -> bool:
@@ -186,11 +224,7 @@ def _target(target: Process) -> Header:
             value=repr(target),
             expected="str | Pid | Via",
         )
-    return {"target": target}
-
-
-def _box(box: str | None) -> Header:
-    return {} if box is None else {"box": box}
+    return {"target": json_value("target", int(target) if isinstance(target, Pid) else target)}
 
 
 def _armed(frame: Frame) -> Armed:

@@ -8,21 +8,21 @@ this one for example. Everything here goes over the supervisor that ``supervisor
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from athena import process_calls as calls
 from athena import recovery
-from athena.client import ConnectionLost, call_timeout
-from athena.errors import AlreadyStarted, InvalidOption, NoProcess, NotRunning, ProcessExited, Reason
-from athena.mailboxes import NOTHING, Mailbox, mailbox_at
+from athena.client import ConnectionLost
+from athena.errors import AlreadyStarted, AthenaError, InvalidOption, NoProcess, NotRunning, ProcessExited, Reason
+from athena.mailboxes import No, outcome
 from athena.names import Via
 from athena.pid import Pid
 from athena.process_calls import Process
-from athena.recovery import ANSWER_S
+from athena.recovery import ANSWER_S, RETRY_S
 from athena.session_calls import Call, check_timeout
 from athena.signals import Down, Exit
 from athena.supervisors import Target, resolve
@@ -75,9 +75,8 @@ def receive(timeout: float | None = None, *, supervisor: Where = None) -> Any:
     supervisor is lost. A server gets its messages in ``handle_info`` instead.
     """
     _refuse_in_server("receive()")
-    mailbox = mailbox_at(resolve(supervisor, create=False))
-    message = _take(mailbox, calls.INBOX, timeout, "receive")
-    if message is NOTHING:
+    message = _take(resolve(supervisor, create=False), None, timeout, "receive")
+    if message is No.SUPERVISOR:
         raise ProcessExited("the supervisor was lost", reason="noconnection")
     return message
 
@@ -125,82 +124,80 @@ def self_pid(*, supervisor: Where = None) -> Pid:
     return _perform(supervisor, calls.self_pid())
 
 
-class Monitor:
+class _Awaited:
+    """The one message of a monitor or a link of this process."""
+
+    def __init__(self, target: Target, armed: calls.Armed) -> None:
+        self.ref = armed.ref
+        self._target = target
+        self._armed = armed
+        self._is_over = False
+        self._is_server = calls.is_server()
+        self._os_pid = os.getpid()
+
+    def _take(self, timeout: float | None, what: str) -> Any:
+        """The message; ``None`` once it was delivered, or if it will not come."""
+        if self._is_server:
+            raise in_handle_info(f"{what}.wait()")
+        calls.check_same_process(self._os_pid, what)
+        if self._is_over:
+            return None
+        message = _take(self._target, self._armed, timeout, what)
+        self._is_over = True
+        return None if message is No.MORE else message
+
+
+class Monitor(_Awaited):
     """A one-way watch on one process. Delivers exactly one :class:`~athena.Down`."""
 
     def __init__(self, target: Target, watched: Process) -> None:
-        self._target = target
+        super().__init__(target, recovery.perform(target, calls.monitor(watched), ANSWER_S))
+        self.pid = self._armed.pid
         self._watched = watched
-        self._is_over = False
-        self._mailbox, armed = _in_mailbox(target, lambda box: calls.monitor(watched, box))
-        self.ref = armed.ref
-        self.pid = armed.pid
 
     def wait(self, timeout: float | None = None) -> Down | None:
         """Wait for the :class:`~athena.Down`; ``None`` once it was delivered or after :meth:`demonitor`.
 
         Raises :class:`~athena.errors.CallTimeout`. In a server the ``Down`` comes to ``handle_info``.
         """
-        if self._mailbox is None:
-            raise in_handle_info("Monitor.wait()")
-        if self._is_over:
-            return None
-        down = _take(self._mailbox, ("down", self.ref), timeout, "monitor")
-        self._is_over = True
-        if down is NOTHING:
-            watched = self._watched if isinstance(self._watched, str | Via) else self.pid
-            return Down(self.ref, watched, self.pid, "noconnection")
-        found: Down = down
-        if found.pid is None and isinstance(self._watched, Pid):  # of a supervisor that this one knows nothing of
-            return replace(found, pid=self._watched, target=self._watched)
-        return found
+        return calls.down_of(self._take(timeout, "monitor"), self._armed, self._watched)
 
     def demonitor(self, flush: bool = False) -> bool:
         """Stop watching: no ``Down`` is made from now on. Returns whether it was still to come. Twice is a no-op.
 
         One that is made already :meth:`wait` still gives, unless ``flush`` drops it.
         """
+        calls.check_same_process(self._os_pid, "monitor")
         try:
-            was_armed = recovery.perform(self._target, calls.demonitor(self.ref), ANSWER_S)
+            was_armed = recovery.perform(self._target, calls.demonitor(self.ref, flush=flush), ANSWER_S)
         except (ConnectionLost, NotRunning):
             was_armed = False  # it went with its supervisor
-        if was_armed or flush:
-            self._is_over = True
-            if self._mailbox is not None:
-                self._mailbox.drop(("down", self.ref))
+        self._is_over = self._is_over or was_armed or flush
         return was_armed
 
 
-class Link:
+class Link(_Awaited):
     """A tie between this program and a process. A program always traps: it gets an :class:`~athena.Exit`, and lives."""
 
     def __init__(self, target: Target, other: Process) -> None:
-        self._target = target
-        self._mailbox, self.pid = _in_mailbox(target, lambda box: calls.link(other, box))
-        self._is_over = False
+        super().__init__(target, recovery.perform(target, calls.link(other), ANSWER_S))
+        self.pid: Pid = calls.linked_pid(self._armed)
 
     def wait(self, timeout: float | None = None) -> Exit | None:
-        """Wait for the other's end; ``None`` once that was delivered or after :meth:`unlink`.
+        """Wait for the other's end; ``None`` once that was delivered, and after the link was undone by either side.
 
         Raises :class:`~athena.errors.CallTimeout`. In a server the ``Exit`` comes to ``handle_info``.
         """
-        if self._mailbox is None:
-            raise in_handle_info("Link.wait()")
-        if self._is_over:
-            return None
-        found = _take(self._mailbox, ("exit", self.pid.serial or 0), timeout, "link")
-        self._is_over = True
-        return Exit(self.pid, "noconnection") if found is NOTHING else found
+        return calls.exit_of(self._take(timeout, "link"), self.pid)
 
     def unlink(self) -> None:
         """Undo it: nothing comes from it any more. Twice is a no-op."""
+        calls.check_same_process(self._os_pid, "link")
         self._is_over = True
         try:
             recovery.perform(self._target, calls.unlink(self.pid), ANSWER_S)
         except (ConnectionLost, NotRunning, NoProcess):
             pass  # it went with its supervisor, or its other end has gone
-        if self._mailbox is not None:
-            self._mailbox.drop(("exit", self.pid.serial or 0))
 
 
 def monitor(process: Process, *, supervisor: Where = None) -> Monitor:
@@ -247,25 +244,27 @@ def _once(supervisor: Where, call: Call[T], timeout: float | None) -> T:
         raise ProcessExited(f"the supervisor was lost: {error}", reason="noconnection") from None
 
 
-def _in_mailbox(target: Target, make: Any) -> tuple[Mailbox | None, Any]:
-    """Ask for something whose messages come to this process' mailbox, or to a server's ``handle_info``."""
-    if calls.is_server():
-        return None, recovery.perform(target, make(None), ANSWER_S)
-    while True:
-        mailbox = mailbox_at(target)
-        answer = recovery.perform(target, make(mailbox.box.name), ANSWER_S)
-        if answer.supervisor == mailbox.box.supervisor_id:
-            return mailbox, answer
-        mailbox.is_lost = True  # another supervisor has taken its place in between
-
-
-def _take(mailbox: Mailbox, key: tuple[str, int], timeout: float | None, what: str) -> Any:
+def _take(target: Target, awaited: calls.Armed | None, timeout: float | None, what: str) -> Any:
+    """Ask for a message until it is there. :data:`No.SUPERVISOR` if what is awaited went with its supervisor, or there
+    is none to ask; :data:`No.MORE` if it will not come. Raises :class:`CallTimeout`."""
     check_timeout(timeout)
-    deadline = None if timeout is None else time.monotonic() + timeout
-    try:
-        return mailbox.take(key, deadline)
-    except TimeoutError:
-        raise call_timeout(what, timeout) from None
+    waiting = calls.Waiting(awaited, timeout, what)
+    while True:
+        try:
+            found = outcome(target.pool.take(waiting.header(), waiting.limit_s()))
+        except (ConnectionLost, NotRunning) as error:
+            if waiting.is_lost(error):
+                return No.SUPERVISOR
+            time.sleep(RETRY_S)
+            continue
+        except TimeoutError as error:
+            if isinstance(error, AthenaError):
+                raise
+            found = No.TIME
+        if found is No.TIME:
+            raise waiting.error()
+        if found is not No.NEWS:
+            return found
 
 
 def _refuse_in_server(what: str) -> None:

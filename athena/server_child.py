@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from athena import current
-from athena.errors import InvalidOption, Reason
+from athena.errors import REASON_BYTES, InvalidOption, Reason
 from athena.last_words import Words, is_clean, reason_of
 from athena.pid import Pid
 from athena.server import (
@@ -37,7 +37,8 @@ from athena.server import (
     json_safe,
     shortened,
 )
-from athena.server_inbox import Inbox, info_message
+from athena.server_inbox import Inbox
+from athena.signals import message_of
 from athena.wire import Frame
 
 LOST_S = 3.0
@@ -137,7 +138,7 @@ class Runtime:
             case "cast":
                 return await self._told("handle_cast", await self._call(server.handle_cast, frame.json()))
             case "info":
-                return await self._told("handle_info", await self._call(server.handle_info, info_message(frame.json())))
+                return await self._told("handle_info", await self._call(server.handle_info, message_of(frame.json())))
             case _:  # stop, or the parent's exit signal
                 return await self._terminate(frame.header.get("reason", "normal"))
 
@@ -197,7 +198,8 @@ class Runtime:
     def _reason(self, reason: Any) -> Reason:
         """The reason of a ``Stop``, which has to be JSON."""
         try:
-            checked_json("reason", reason)
+            if len(checked_json("reason", reason)) > REASON_BYTES:
+                return {"bad_return_value": json_safe(Stop(reason))}
         except InvalidOption as error:
             print(f"{self._label} stops: {error}", file=sys.stderr)
             return {"bad_return_value": json_safe(Stop(reason))}

@@ -7,12 +7,8 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from athena.errors import Reason
-from athena.names import Via
-from athena.pid import Pid
-from athena.signals import Down, Exit
 from athena.wire import Frame, Framer
 
 logger = logging.getLogger(__name__)
@@ -131,17 +127,3 @@ class Inbox:
     def _wake(self) -> None:
         if self._wakeup is not None and not self._wakeup.done():
             self._wakeup.set_result(None)
-
-
-def info_message(body: dict[str, Any]) -> Any:
-    """What ``handle_info`` gets for the body of an ``info`` frame."""
-    match body:
-        case {"exit": signal}:
-            return Exit(Pid.from_map(signal["from"]), signal["reason"])
-        case {"down": down}:
-            target = down["target"]
-            if isinstance(target, dict):
-                target = Via(*target["via"]) if "via" in target else Pid.from_map(target)
-            return Down(down["ref"], target, Pid.from_map(down["pid"]), down["reason"])
-        case _:
-            return body["message"]

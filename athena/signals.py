@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from athena.errors import Reason
 from athena.names import Via
@@ -30,3 +32,17 @@ class Down:
     target: str | Pid | Via | None
     pid: Pid | None
     reason: Reason
+
+
+def message_of(value: Mapping[str, Any]) -> Exit | Down | Any:
+    """What is told in wire form: ``{"exit": ...}``, ``{"down": ...}``, or a plain ``{"message": ...}``."""
+    match value:
+        case {"exit": told}:
+            return Exit(Pid.from_map(told["from"]), told["reason"])
+        case {"down": told}:
+            target = told["target"]
+            if isinstance(target, Mapping):
+                target = Via(*target["via"]) if "via" in target else Pid.from_map(dict(target))
+            return Down(told["ref"], target, Pid.from_map(told["pid"]), told["reason"])
+        case _:
+            return value["message"]

@@ -6,15 +6,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
-
-import orjson
 
 from athena.child_spec_rules import checked_dynamic_spec
 from athena.child_specs import (
     ChildId,
-    ChildSpec,
     DynamicFlags,
     Flags,
     Kind,
@@ -26,10 +22,11 @@ from athena.child_specs import (
     spec_map,
     supervisor_spec,
 )
-from athena.errors import AlreadyStarted, InvalidSpec, Reason
+from athena.errors import AlreadyStarted, Reason
 from athena.messages import clean_text
 from athena.pid import Pid
 from athena.session_calls import Call, import_path
+from athena.spec_json import encoded
 from athena.wire import Frame, Header
 
 
@@ -86,7 +83,7 @@ def start(
     """Start a supervisor of this kind with these flags; a static one's ``children`` are specifications."""
     specs = [spec_map(one) for one in children] if isinstance(children, list | tuple) else children
     body = {"kind": kind, "flags": dict(given), "children": specs, "name": name, "link": link, "caller": caller_map()}
-    return Call("tree_start", {}, _encoded(body), _identity)
+    return Call("tree_start", {}, encoded(body), _identity)
 
 
 def begin(cls: Any, given: Sequence[Any], options: dict[str, Any], *, name: str | None, link: bool) -> Call[Any]:
@@ -136,7 +133,7 @@ def _plain_start(cls: Any, given: Sequence[Any], options: dict[str, Any]) -> tup
 def start_class(spec: Mapping[str, Any], *, link: bool) -> Call[TreeIdentity | Ignored]:
     """Start a supervisor of a class that says itself what it supervises; ``spec`` is that of a child."""
     body = {"kind": "class", "spec": spec, "link": link, "caller": caller_map()}
-    return Call("tree_start", {}, _encoded(body), _identity_or_ignored)
+    return Call("tree_start", {}, encoded(body), _identity_or_ignored)
 
 
 def attach(target: str | Pid) -> Call[TreeIdentity]:
@@ -146,7 +143,7 @@ def attach(target: str | Pid) -> Call[TreeIdentity]:
 
 def stop(tree: str | Pid, reason: Reason) -> Call[None]:
     """End it."""
-    return Call("tree_stop", _header(tree), _encoded({"reason": reason}), _none)
+    return Call("tree_stop", _header(tree), encoded({"reason": reason}), _none)
 
 
 def list_trees() -> Call[list[dict[str, Any]]]:
@@ -161,7 +158,7 @@ def start_child(tree: str | Pid, spec: object) -> Call[Started | Ignored]:
         # Its code is found where this program finds it; the environment stays that of the tree.
         options = {"cwd": os.getcwd(), "python_path": import_path(), **given.get("options", {})}
         given = {**given, "options": options}
-    return Call("start_child", _header(tree), _encoded({"spec": given}), _started)
+    return Call("start_child", _header(tree), encoded({"spec": given}), _started)
 
 
 def start_dynamic_child(tree: str | Pid, spec: object) -> Call[Started | Ignored]:
@@ -217,36 +214,12 @@ def caller_map() -> dict[str, Any]:
 # --- reading and writing ----------------------------------------------------------------------------------------------
 
 
-def json_form(value: Any) -> Any:
-    """What specifications and flags are on the other side. Raises :class:`~athena.errors.InvalidSpec`."""
-    return orjson.loads(_encoded(value))
-
-
-def _encoded(value: Any) -> bytes:
-    try:
-        return orjson.dumps(value, default=_plain)
-    except orjson.JSONEncodeError as error:
-        raise InvalidSpec(
-            f"a specification must be JSON: {error}", tag="invalid_child_spec", value=repr(value)[:200]
-        ) from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, ChildSpec):
-        return value.to_map()
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} is no JSON")
-
-
 def _header(tree: str | Pid) -> Header:
     return {"tree": tree.to_map() if isinstance(tree, Pid) else tree}
 
 
 def _child(child: object) -> bytes:
-    return _encoded({"pid": child.to_map()} if isinstance(child, Pid) else {"id": child})
+    return encoded({"pid": child.to_map()} if isinstance(child, Pid) else {"id": child})
 
 
 def _pid(value: dict[str, Any]) -> Pid:

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))  # for `scripts`, and for Athena where it is not i
 from athena import child, config, runner, session_words, wire  # noqa: E402
 from scripts.page_parts import check_same, paragraph, table  # noqa: E402
 from scripts.protocol_words import FRAMES, OPERATIONS  # noqa: E402
-from supervisor import commands, hub, keeper, mailbox, tree_function  # noqa: E402
+from supervisor import commands, hub, keeper, mailbox  # noqa: E402
 from supervisor.process_commands import PROCESS_COMMANDS  # noqa: E402
 from supervisor.registry_commands import REGISTRY_COMMANDS  # noqa: E402
 from supervisor.tree_commands import TREE_COMMANDS  # noqa: E402
@@ -70,8 +70,8 @@ def _limits() -> Iterable[str]:
             ("waiting for one subscriber before it is told `lagged`", _size(hub.SUBSCRIBER_BYTES)),
             ("unsent events in a child above which it leaves deltas out", _size(session_words.PIPE_BACKLOG_BYTES)),
             ("messages that wait behind a turn before `Busy`", str(runner.QUEUE_LIMIT)),
-            ("messages that a server has not read before `Busy`", _size(tree_function.INBOX_BYTES)),
-            ("plain messages that wait for a client; more are dropped", str(mailbox.MESSAGES_MAX)),
+            ("messages that a process has not read before `Busy`", _size(mailbox.INBOX_BYTES)),
+            ("plain messages that wait for one without an inbox before `Busy`", str(mailbox.MESSAGES_MAX)),
         ],
     )
     yield from paragraph("""
@@ -91,9 +91,11 @@ def _frames() -> Iterable[str]:
         serial is given once in a supervisor's life.
     """)
     yield from paragraph("""
-        A client reads what comes to it unasked (`down`, `exit`, `message`) from boxes that it names itself. The header
-        has `box` and the number `n`; what is not confirmed with `has_read` comes again on the connection that reads the
-        box next. A client is its OS process and not its connection: nothing is lost with one, and nothing comes twice.
+        What comes to a client unasked (the message of a monitor or a link, a plain one) waits until it is asked for
+        with `take`, over whatever connection of the client's process, and is answered. The client says that it has it
+        with `confirm`; what is not confirmed when its connection ends, or its request is given up, is there again. So
+        nothing is lost with a connection. A plain message has a `number` of the supervisor's, by which one that comes a
+        second time is known.
     """)
 
 
@@ -151,14 +153,13 @@ def _journeys() -> Iterable[str]:
     yield "                                                   <-     trap_exit, ready"
     yield "request call       ->     call                     ->"
     yield "                   <-     reply                    <-     reply"
-    yield "request mailbox    ->"
-    yield "                   <-     reply"
     yield "request monitor    ->"
     yield "                   <-     reply"
+    yield "request take       ->"
     yield "                          stop                     ->"
     yield "                                                   <-     exiting"
-    yield "                   <-     down                            (gone)"
-    yield "request has_read   ->"
+    yield "                   <-     reply (down)                    (gone)"
+    yield "request confirm    ->"
     yield "```\n"
     yield "The states of sessions and supervisors are in [states.md](states.md).\n"
 

@@ -72,8 +72,9 @@ FRAMES: dict[str, tuple[str, str]] = {
     ),
     "info": (
         "supervisor to server",
-        'for its `handle_info`: `{"exit": {"from", "reason"}}`, `{"down": {"ref", "target", "pid", "reason"}}` or '
-        '`{"message": ...}`; to a session, as a message, the answer to its `request`: `answer_to`, `ok`, `value`',
+        'for its `handle_info`: `{"exit": {"from", "reason", "over_link"}}`, '
+        '`{"down": {"ref", "target", "pid", "reason"}}` or `{"message": ...}`; to a session, as a message, '
+        "the answer to its `request`: `answer_to`, `ok`, `value`",
     ),
     "stop": ("supervisor to server", "`reason`: somebody stops it; it runs `terminate` and ends"),
     "trap_exit": (
@@ -84,12 +85,6 @@ FRAMES: dict[str, tuple[str, str]] = {
     "live": ("supervisor to subscriber", "`seq`: the replay has caught up; partial text of the running step follows"),
     "lagged": ("supervisor to subscriber", "`seq`: more than the byte bound was waiting; what follows is a replay"),
     "ended": ("supervisor to subscriber", "`reason`: the session is over and nothing follows"),
-    "down": (
-        "supervisor to client, in a box",
-        "`ref`, `target` (what was named: a name or a pid), `pid`, `reason`: a monitored process has ended",
-    ),
-    "exit": ("supervisor to client, in a box", "`from`, `reason`: an exit signal"),
-    "message": ("supervisor to client, in a box", "the body is what was sent"),
     "part": ("any", "`part`, `more`: the rest of a long body"),
 }
 
@@ -122,22 +117,26 @@ OPERATIONS: dict[str, str] = {
     "process_whereis": "The pid of a process, or `null`",
     "process_self": "The pid of who asks",
     "monitor": "Watch a process: one `down`; at once, with `noproc`, if it is not there. Answers `ref`, `pid` and "
-    "`supervisor`; `box` is where it is to come",
-    "demonitor": "No `down` of this `ref` from now on; answers whether one was still to come (`was_armed`)",
-    "link": "Tie the caller to a process; `box` as for `monitor`",
+    "`supervisor`; `asks`: the caller will `take` it, as who has no inbox does",
+    "demonitor": "No `down` of this `ref` from now on, with `flush` not even one that was made; answers whether one "
+    "was still to come (`was_armed`)",
+    "link": "Tie the caller to a process; answers and `asks` as for `monitor`",
     "unlink": "Undo that",
     "exit": "Send an exit signal; the body is the reason",
     "trap_exit": "Have exit signals for the caller come as messages (`on`)",
     "process_send": "Send a plain message, the body",
     "call": "Ask a server; the body is the request, the answer is the server's",
-    "give_up": "Nobody waits for the request `call` of this connection any more; no answer",
+    "give_up": "Nobody waits for the request `call` of this connection any more, a `call` or a `take`; no answer",
     "cast": "Tell a server; ok whether or not it is there",
     "process_stop": "End a server, a registry or a supervisor; the body is the reason. Answered when nothing of it is "
     "left",
     "start_server": "Start a server that no supervisor has (`spec`, `link`, `caller`)",
-    "mailbox": "Read `box` over this connection from now on, behind the number `after`",
-    "has_read": "All up to the number `n` of `box` has been read; no answer",
-    "drop_mailbox": "Nobody reads `box` any more; no answer",
+    "take": "Ask for the message of the monitor or link `ref` of `supervisor`, or for the next plain one. Answered "
+    "when it is there, in the form of an `info` body, a plain one with its `number`; after `timeout` seconds with "
+    '`{"timeout": true}`; with `{"gone": true}` if it was taken or will not come, `{"lost": true}` if it went with '
+    "another supervisor",
+    "confirm": "What was answered to the request `take` has arrived. What is not confirmed when its connection ends is "
+    "there again; no answer",
     "registry_start": "Start a registry (`keys`, `name`, `listeners`, `meta`, `link`)",
     "registry_attach": "The registry that `registry` in the header names",
     "registry_stop": "End a registry (`reason`)",

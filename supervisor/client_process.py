@@ -40,7 +40,7 @@ class ClientProcess:
         """Exit signals never end a client: it belongs to its user."""
 
     def inform(self, message: dict[str, Any]) -> bool:
-        """It reads its boxes."""
+        """It asks for what is in its mailbox."""
         return False
 
     def _gone(self) -> None:

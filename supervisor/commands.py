@@ -18,8 +18,7 @@ import psutil
 from athena.config import PRODUCT
 from athena.errors import NoProcess, NotFound, ProtocolError, Restarting, Running
 from athena.stores.jsonl import JsonlStore
-from athena.wire import Frame, dumps
-from supervisor.calls import reply
+from athena.wire import Frame
 from supervisor.keeper import Keeper
 from supervisor.process_commands import PROCESS_COMMANDS
 from supervisor.registry_commands import REGISTRY_COMMANDS
@@ -59,10 +58,6 @@ def _find(daemon: Daemon, frame: Frame) -> Keeper:
     return process
 
 
-def _answer(connection: Connection, frame: Frame, value: Any) -> None:
-    reply(connection.channel, frame.header.get("id"), dumps(value))
-
-
 def _identity(keeper: Keeper) -> dict[str, Any]:
     return {
         "session_id": keeper.session_id,
@@ -79,11 +74,11 @@ async def _start(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     keeper = Keeper(request, daemon)
     link = connection.pid if keeper.request.link and daemon.mode == "daemon" else None
     await daemon.start_session(keeper, link)
-    _answer(connection, frame, _identity(keeper))
+    connection.answer(frame, _identity(keeper))
 
 
 async def _attach(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    _answer(connection, frame, _identity(_find(daemon, frame)))
+    connection.answer(frame, _identity(_find(daemon, frame)))
 
 
 async def _whereis(daemon: Daemon, connection: Connection, frame: Frame) -> None:
@@ -91,7 +86,7 @@ async def _whereis(daemon: Daemon, connection: Connection, frame: Frame) -> None
         value = _find(daemon, frame).pid_value()
     except (NotFound, NoProcess):
         value = None
-    _answer(connection, frame, value)
+    connection.answer(frame, value)
 
 
 async def _list(daemon: Daemon, connection: Connection, frame: Frame) -> None:
@@ -99,12 +94,12 @@ async def _list(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     live = {row["session_id"] for row in rows}
     stored = JsonlStore(daemon.paths.sessions, allow_network=True).list()
     rows += [{"session_id": s, "name": None, "state": "stored", "pid": None} for s in stored if s not in live]
-    _answer(connection, frame, {"sessions": rows, "services": [s.status() for s in daemon.services.by_name.values()]})
+    connection.answer(frame, {"sessions": rows, "services": [s.status() for s in daemon.services.by_name.values()]})
 
 
 async def _status(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     keeper = _find(daemon, frame)
-    _answer(connection, frame, {**keeper.status(), **_resources(keeper.os_pid)})
+    connection.answer(frame, {**keeper.status(), **_resources(keeper.os_pid)})
 
 
 def _resources(pid: int | None) -> dict[str, Any]:
@@ -135,7 +130,7 @@ async def _subscribe(daemon: Daemon, connection: Connection, frame: Frame) -> No
         old.close()
     subscription = keeper.topic.subscribe(connection.channel, after=after, deltas=bool(given.get("deltas", True)))
     connection.subscriptions[keeper.session_id] = subscription
-    _answer(connection, frame, {"after": subscription.sent, "reset": reset, "state": keeper.state})
+    connection.answer(frame, {"after": subscription.sent, "reset": reset, "state": keeper.state})
     subscription.start()
 
 
@@ -144,7 +139,7 @@ async def _unsubscribe(daemon: Daemon, connection: Connection, frame: Frame) -> 
     subscription = connection.subscriptions.pop(keeper.session_id, None)
     if subscription is not None:
         subscription.close()
-    _answer(connection, frame, {})
+    connection.answer(frame, {})
 
 
 async def _restart(daemon: Daemon, connection: Connection, frame: Frame) -> None:
@@ -159,7 +154,7 @@ async def _restart(daemon: Daemon, connection: Connection, frame: Frame) -> None
             raise NoProcess(f"{keeper.label} is ending; start it again under its id", target=keeper.session_id)
         case _:  # one of a tree is in the state ENDED, or NEW, between two lives
             raise Restarting(f"{keeper.label} is being started already; wait for it, or stop it")
-    _answer(connection, frame, _identity(keeper))
+    connection.answer(frame, _identity(keeper))
 
 
 async def _stop(daemon: Daemon, connection: Connection, frame: Frame) -> None:
@@ -170,21 +165,20 @@ async def _stop(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     except (NotFound, NoProcess):
         if given.get("strict"):
             raise
-        _answer(connection, frame, {"stopped": False})
+        connection.answer(frame, {"stopped": False})
         return
     await keeper.stop(given.get("reason", "normal"), given.get("timeout"))
-    _answer(connection, frame, {"stopped": True})
+    connection.answer(frame, {"stopped": True})
 
 
 async def _service(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    _answer(connection, frame, await daemon.services.endpoint(ServiceSpec.from_map(frame.json())))
+    connection.answer(frame, await daemon.services.endpoint(ServiceSpec.from_map(frame.json())))
 
 
 async def _info(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """What this supervisor is and how it does."""
     states = Counter(keeper.core.state for keeper in daemon.registry.by_id.values())
-    _answer(
-        connection,
+    connection.answer(
         frame,
         {
             "product": PRODUCT,
@@ -208,7 +202,7 @@ async def _info(daemon: Daemon, connection: Connection, frame: Frame) -> None:
 
 
 async def _shutdown(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    _answer(connection, frame, {"pid": os.getpid()})
+    connection.answer(frame, {"pid": os.getpid()})
     daemon.stop("shutdown")
 
 

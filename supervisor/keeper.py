@@ -31,7 +31,7 @@ from supervisor.process import ExitStatus, OsProcess
 from supervisor.processes import Processes
 from supervisor.registries import Registries
 from supervisor.registry import Registry
-from supervisor.restart import is_clean
+from supervisor.restart import bounded, is_clean
 from supervisor.sampling import Sample
 from supervisor.session_errors import failed_error, start_error
 from supervisor.session_request import SessionRequest
@@ -411,7 +411,7 @@ class Keeper(Leaf):
             case "ready":
                 self._on_ready(incarnation, frame)
             case "init_error" | "exiting":
-                self._announced_reason = frame.header.get("reason")
+                self._announced_reason = bounded(frame.header.get("reason"))
             case "settled":
                 self.calls.settled(*frame.header["messages"])
             case "state":

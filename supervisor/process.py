@@ -17,6 +17,7 @@ from athena import proctree
 from athena.errors import Reason
 from supervisor.cgroup import Cgroup
 from supervisor.process_table import ProcessTable, hunt_down, wait_readable
+from supervisor.restart import is_clean
 
 __all__ = [
     "UNKNOWN",
@@ -54,7 +55,7 @@ def exit_reason(si_code: int, si_status: int, announced: Reason = None, intended
         return _signal_reason(si_status)
     if si_code != os.CLD_EXITED:
         return "unknown"
-    if announced is not None and (si_status == 0 or not _is_clean(announced)):
+    if announced is not None and (si_status == 0 or not is_clean(announced)):
         return announced
     return "normal" if si_status == 0 else {"exit": si_status}
 
@@ -68,10 +69,6 @@ def _signal_reason(number: int) -> Reason:
         return {"signal": signal.Signals(number).name}
     except ValueError:  # a real-time signal between SIGRTMIN and SIGRTMAX has no name of its own
         return {"signal": f"SIGRTMIN+{number - signal.SIGRTMIN}"}
-
-
-def _is_clean(reason: Reason) -> bool:
-    return reason in ("normal", "shutdown") or (isinstance(reason, dict) and set(reason) == {"shutdown"})
 
 
 class OsProcess:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from athena.errors import (
     AlreadyStarted,
     CallingSelf,
     InvalidOption,
     NoProcess,
+    NotAServer,
     NotFound,
     ProcessExited,
     ProtocolError,
@@ -18,13 +19,15 @@ from athena.errors import (
     StartError,
 )
 from athena.pid import LOGICAL
-from athena.wire import Frame, dumps
+from athena.wire import Frame
 from supervisor import tree_vocabulary as words
 from supervisor.branch import Branch
-from supervisor.calls import reply
 from supervisor.child_spec import parse_child_spec
+from supervisor.keeper import Keeper
+from supervisor.mailbox import Taker
 from supervisor.member import Caller
 from supervisor.processes import Target
+from supervisor.restart import bounded
 from supervisor.server import Connection
 from supervisor.tree_answers import shortened
 
@@ -38,7 +41,8 @@ def resolve(daemon: Daemon, target: object) -> int | None:
     """The process that a request names; ``None`` if there is none now.
 
     A name (of a process, or the name or id of a session), a ``{"via": ...}``, a pid in wire form, or the bare number of
-    a live process. Raises :class:`ProtocolError` for anything else.
+    a live process. Raises :class:`ProtocolError` for anything else, :class:`NoProcess` for a registry that does not
+    run.
     """
     match target:
         case {"via": [*via]}:
@@ -87,12 +91,12 @@ def _not_self(daemon: Daemon, connection: Connection, frame: Frame) -> tuple[int
 
 async def _whereis(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     serial = resolve(daemon, frame.header.get("target"))
-    _answer(connection, frame, None if serial is None else daemon.processes.pid_value(serial))
+    connection.answer(frame, None if serial is None else daemon.processes.pid_value(serial))
 
 
 async def _self(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """The pid of who asks."""
-    _answer(connection, frame, daemon.processes.pid_value(daemon.processes.caller(connection)))
+    connection.answer(frame, daemon.processes.pid_value(daemon.processes.caller(connection)))
 
 
 async def _monitor(daemon: Daemon, connection: Connection, frame: Frame) -> None:
@@ -101,29 +105,32 @@ async def _monitor(daemon: Daemon, connection: Connection, frame: Frame) -> None
     serial, watcher, ref = resolve(daemon, target), daemon.processes.caller(connection), daemon.next_reference()
     name = target if isinstance(target, str) or (isinstance(target, dict) and "via" in target) else None
     pid = None if serial is None else daemon.processes.pid_value(serial)
-    # Before the first message of the monitor, so that its reader knows the reference.
-    _answer(connection, frame, {"ref": ref, "pid": pid, "supervisor": daemon.supervisor_id})
-    daemon.processes.monitor(watcher, _named(daemon, serial, target), ref, name, frame.header.get("box"))
+    asks = bool(frame.header.get("asks"))
+    daemon.processes.monitor(watcher, _named(daemon, serial, target), ref, name, asks=asks)
+    connection.answer(frame, {"ref": ref, "pid": pid, "supervisor": daemon.supervisor_id})
 
 
 async def _demonitor(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     ref = frame.header.get("ref")
-    was_armed = isinstance(ref, int) and daemon.processes.demonitor(daemon.processes.caller(connection), ref)
-    _answer(connection, frame, {"was_armed": was_armed})
+    caller, flush = daemon.processes.caller(connection), bool(frame.header.get("flush"))
+    was_armed = isinstance(ref, int) and daemon.processes.demonitor(caller, ref, flush=flush)
+    connection.answer(frame, {"was_armed": was_armed})
 
 
 async def _link(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     other = _linked(daemon, frame)
-    daemon.processes.link(daemon.processes.caller(connection), other, frame.header.get("box"))
+    ref = daemon.next_reference()
+    daemon.processes.link(daemon.processes.caller(connection), other, ref if frame.header.get("asks") else None)
     assert other.serial is not None, "looked up"
-    _answer(connection, frame, daemon.processes.pid_value(other.serial, other.os_pid))
+    pid = daemon.processes.pid_value(other.serial, other.os_pid)
+    connection.answer(frame, {"ref": ref, "pid": pid, "supervisor": daemon.supervisor_id})
 
 
 async def _unlink(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     other = _linked(daemon, frame).serial
     assert other is not None, "looked up"
     daemon.processes.unlink(daemon.processes.caller(connection), other)
-    _answer(connection, frame, {})
+    connection.answer(frame, {})
 
 
 def _linked(daemon: Daemon, frame: Frame) -> Target:
@@ -148,13 +155,13 @@ async def _exit(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """An exit signal. To a process that is gone it does nothing."""
     serial = resolve(daemon, frame.header.get("target"))
     if serial is not None:
-        daemon.processes.exit(daemon.processes.caller(connection), serial, frame.json())
-    _answer(connection, frame, {})
+        daemon.processes.exit(daemon.processes.caller(connection), serial, bounded(frame.json()))
+    connection.answer(frame, {})
 
 
 async def _trap_exit(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     daemon.processes.set_trap_exit(daemon.processes.caller(connection), bool(frame.header.get("on")))
-    _answer(connection, frame, {})
+    connection.answer(frame, {})
 
 
 async def _send(daemon: Daemon, connection: Connection, frame: Frame) -> None:
@@ -164,8 +171,11 @@ async def _send(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     if serial is None and not (isinstance(target, dict) and "serial" in target):
         raise NoProcess(f"no process {_shown(target)} is running", target=target)
     if serial is not None:
+        process = daemon.processes.get(serial)
+        if isinstance(process, Keeper):
+            raise NotAServer(f"{process.label} reads no plain messages; use Session.send_message", target=serial)
         daemon.processes.send(serial, frame.json())
-    _answer(connection, frame, {})
+    connection.answer(frame, {})
 
 
 async def _call(daemon: Daemon, connection: Connection, frame: Frame) -> None:
@@ -175,21 +185,26 @@ async def _call(daemon: Daemon, connection: Connection, frame: Frame) -> None:
 
 
 async def _give_up(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    daemon.processes.calls.give_up(connection.channel, frame.header.get("call"))
+    request_id = frame.header.get("call")
+    daemon.processes.calls.give_up(connection.channel, request_id)
+    daemon.processes.mailbox(daemon.processes.caller(connection)).give_up(connection.channel, request_id)
 
 
 async def _cast(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """Always ok for who is not there, as in OTP."""
-    serial = resolve(daemon, frame.header.get("target"))
+    try:
+        serial = resolve(daemon, frame.header.get("target"))
+    except NoProcess:
+        serial = None  # not even the registry is there
     if serial is not None:
         daemon.processes.server(serial).ask({"kind": "cast"}, frame.body)
-    _answer(connection, frame, {})
+    connection.answer(frame, {})
 
 
 async def _stop(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """End a server or a supervisor in order; answered when nothing of it is left."""
     _, target = _not_self(daemon, connection, frame)
-    wanted: Reason = frame.json()
+    wanted: Reason = bounded(frame.json())
     process = daemon.processes.get(target)
     if isinstance(process, Branch):
         await process.call(lambda ref: words.StopCall(ref, wanted))
@@ -198,7 +213,7 @@ async def _stop(daemon: Daemon, connection: Connection, frame: Frame) -> None:
         reason = await daemon.processes.end_of(target)
         if reason != wanted:
             raise ProcessExited(f"it ended for another reason: {shortened(reason)}", reason=reason)
-    _answer(connection, frame, {})
+    connection.answer(frame, {})
 
 
 async def _start_server(daemon: Daemon, connection: Connection, frame: Frame) -> None:
@@ -217,34 +232,30 @@ async def _start_server(daemon: Daemon, connection: Connection, frame: Frame) ->
     leaf, outcome = await daemon.forest.start_server(spec, caller, parent)
     match outcome:
         case words.StartFailed({"already_started": int(serial)}):
-            raise AlreadyStarted(f"{spec.start} is running already", pid=daemon.processes.pid_value(serial))
+            raise AlreadyStarted(
+                f"there is a process of the name that {spec.start} is to have", pid=daemon.processes.pid_value(serial)
+            )
         case words.StartFailed(reason):
             raise StartError(f"{spec.start} did not start: {shortened(reason)}", reason=reason)
         case words.Ignored():
-            _answer(connection, frame, {"ignored": True})
+            connection.answer(frame, {"ignored": True})
         case words.Started(_, info):
-            _answer(connection, frame, {"started": leaf.pid_value(), "info": info})
+            connection.answer(frame, {"started": leaf.pid_value(), "info": info})
 
 
-async def _mailbox(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    """The reader of a box is at the other end of this connection from now on."""
+async def _take(daemon: Daemon, connection: Connection, frame: Frame) -> None:
+    """The message of a monitor or link (``ref``), or the next plain one; answered when it is there."""
+    ref, asked, timeout = (frame.header.get(name) for name in ("ref", "supervisor", "timeout"))
+    if asked not in (None, daemon.supervisor_id):
+        connection.answer(frame, {"lost": True})  # what was asked for went with the supervisor before this one
+        return
+    taker = Taker(connection.channel, frame.header.get("id"), ref)
+    daemon.processes.mailbox(daemon.processes.caller(connection)).take(taker, timeout)
+
+
+async def _confirm(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     mailbox = daemon.processes.mailbox(daemon.processes.caller(connection))
-    box = mailbox.box(str(frame.header.get("box")))
-    _answer(connection, frame, {})
-    box.attach(connection.channel, int(frame.header.get("after") or 0))
-
-
-async def _has_read(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    mailbox = daemon.processes.mailbox(daemon.processes.caller(connection))
-    mailbox.box(str(frame.header.get("box"))).has_read(int(frame.header["n"]))
-
-
-async def _drop_mailbox(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    daemon.processes.mailbox(daemon.processes.caller(connection)).boxes.pop(str(frame.header.get("box")), None)
-
-
-def _answer(connection: Connection, frame: Frame, value: Any) -> None:
-    reply(connection.channel, frame.header.get("id"), dumps(value))
+    mailbox.confirm(connection.channel, frame.header.get("take"))
 
 
 PROCESS_COMMANDS: dict[str, Command] = {
@@ -262,7 +273,6 @@ PROCESS_COMMANDS: dict[str, Command] = {
     "cast": _cast,
     "process_stop": _stop,
     "start_server": _start_server,
-    "mailbox": _mailbox,
-    "has_read": _has_read,
-    "drop_mailbox": _drop_mailbox,
+    "take": _take,
+    "confirm": _confirm,
 }

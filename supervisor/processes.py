@@ -13,14 +13,15 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, assert_never
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, assert_never, runtime_checkable
 
-from athena.errors import AlreadyStarted, NoProcess, NotAServer, Reason
+from athena.errors import AlreadyStarted, Busy, NoProcess, NotAServer, Reason
 from athena.wire import Header, loads
 from supervisor.client_process import ClientProcess
-from supervisor.mailbox import Mailbox
+from supervisor.mailbox import INBOX_BYTES, Mailbox, Message
 from supervisor.server_calls import ServerCalls, ServerProcess
 from supervisor.signals import Deliver, Down, Effect, End, Exit, Signals
+from supervisor.tree_answers import shortened
 
 if TYPE_CHECKING:
     from supervisor.registry import Registry
@@ -58,7 +59,18 @@ class Process(Protocol):
         """A fatal exit signal has arrived: end at once, with this reason."""
 
     def inform(self, message: dict[str, Any]) -> bool:
-        """A message for its ``handle_info``. ``False`` if it is no server: it reads a box over a connection."""
+        """A message for its ``handle_info``. ``False`` if it has none: it asks for what is in its mailbox."""
+
+
+@runtime_checkable
+class Inbox(Protocol):
+    """A process that may have an inbox: a function may turn out to be a server."""
+
+    @property
+    def has_inbox(self) -> bool: ...
+
+    def check_room(self) -> None:
+        """Raise :class:`Busy` if it has too much unread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +129,8 @@ class Processes:
         if process is None:
             return
         self.release_names(serial)
-        self._mailboxes.pop(serial, None)
+        if serial in self._mailboxes:
+            self._mailboxes.pop(serial).close()
         self.calls.ended(serial, process.label, reason)
         self._carry_out(self.signals.exited(serial, reason))
         self.runs_as(serial, None)  # last: its number is in what the others are told
@@ -133,7 +146,7 @@ class Processes:
         """What waited for a process to be ready that has turned out to be no server."""
         kind = header["kind"]
         if kind == "info":
-            self.mailbox(process.serial).put(loads(body))
+            self._keep(process, loads(body))
         elif kind == "call":
             self.calls.refuse(header["id"], not_a_server(process))
 
@@ -212,31 +225,39 @@ class Processes:
 
     # --- signals
 
-    def monitor(self, watcher: int, target: Target, ref: int, name: object, box: str | None) -> None:
-        """One ``Down`` for the watcher when the target ends; now, with ``noproc``, if it is not there."""
-        if box is not None and watcher != target.serial:
-            self.mailbox(watcher).of_monitors[ref] = box
+    def monitor(self, watcher: int, target: Target, ref: int, name: object, *, asks: bool) -> None:
+        """One ``Down`` for the watcher when the target ends; now, with ``noproc``, if it is not there.
+
+        ``asks``: the watcher will ask for it, as those do that have no inbox.
+        """
+        if asks and watcher != target.serial:
+            self.mailbox(watcher).expect(ref)
         self._carry_out(self.signals.monitor(watcher, target.serial, ref, name), target)
 
-    def demonitor(self, watcher: int, ref: int) -> bool:
-        """No ``Down`` from now on. Whether one was still to come."""
-        if watcher in self._mailboxes:
-            self._mailboxes[watcher].of_monitors.pop(ref, None)
-        return self.signals.demonitor(watcher, ref)
+    def demonitor(self, watcher: int, ref: int, *, flush: bool) -> bool:
+        """No ``Down`` from now on; with ``flush`` not even one that was told. Whether one was still to come."""
+        was_armed = self.signals.demonitor(watcher, ref)
+        if (was_armed or flush) and watcher in self._mailboxes:
+            self._mailboxes[watcher].forget(ref)
+        return was_armed
 
-    def link(self, one: int, other: int | Target, box: str | None = None) -> None:
-        """Tie the ends of two together. Raises :class:`NoProcess` if the other is gone and ``one`` does not trap."""
+    def link(self, one: int, other: int | Target, ref: int | None = None) -> None:
+        """Tie the ends of two together. With a ``ref`` the ``Exit`` over the link is asked for by that.
+
+        Raises :class:`NoProcess` if the other is gone and ``one`` does not trap.
+        """
         target = Target(other) if isinstance(other, int) else other
         assert target.serial is not None, "only what has had a pid can be linked"
         effects = self.signals.link(one, target.serial)
-        if box is not None and one != target.serial:
-            self.mailbox(one).of_links[target.serial] = box  # of a second link, the last reader's
+        if ref is not None and one != target.serial:
+            self.mailbox(one).expect(ref, linked=target.serial)
         self._carry_out(effects, target)
 
     def unlink(self, one: int, other: int) -> None:
         """Undo :meth:`link`."""
-        if one in self._mailboxes:
-            self._mailboxes[one].of_links.pop(other, None)
+        for side, far in ((one, other), (other, one)):
+            if side in self._mailboxes:
+                self._mailboxes[side].forget_links(far)
         self.signals.unlink(one, other)
 
     def exit(self, sender: int, target: int, reason: Reason) -> None:
@@ -248,10 +269,15 @@ class Processes:
         self.signals.set_trap_exit(serial, on)
 
     def send(self, serial: int, message: Any) -> None:
-        """A plain message; nothing if the process is gone."""
+        """A plain message; nothing if the process is gone. Raises :class:`Busy` if it has too much unread."""
         process = self._live.get(serial)
-        if process is not None and self.is_alive(serial):
-            self._tell(process, {"message": message})
+        if process is None or not self.is_alive(serial):
+            return
+        if isinstance(process, Inbox) and process.has_inbox:
+            process.check_room()
+        elif not self.mailbox(serial).has_room:
+            raise Busy(f"{process.label} has {INBOX_BYTES} bytes of messages unread", limit=INBOX_BYTES)
+        self._tell(process, {"message": message})
 
     def _carry_out(self, effects: Iterable[Effect], asked: Target | None = None) -> None:
         """``asked`` is what the caller named: the number of one that is gone is known from there only.
@@ -268,17 +294,23 @@ class Processes:
             while self._to_do:
                 serial, order = self._to_do.popleft()
                 if serial in self._live:
-                    order(self._live[serial])
+                    self._carry_out_one(self._live[serial], order)
         finally:
             self._is_carrying_out = False
+
+    def _carry_out_one(self, process: Process, order: Callable[[Process], None]) -> None:
+        try:
+            order(process)
+        except Exception:  # one that cannot be told must not keep the others from it
+            logger.exception("%s could not be told", process.label)
 
     def _order(self, effect: Effect, number: int | None) -> tuple[int, Callable[[Process], None]]:
         """What is to be done, with pids as they are now: soon nobody knows the number of who has ended."""
         match effect:
             case End(serial, reason):
                 return serial, lambda process: self._end(process, reason)
-            case Deliver(to, Exit(sender, reason)):
-                value = {"from": self.pid_value(sender, number), "reason": reason}
+            case Deliver(to, Exit(sender, reason, over_link)):
+                value = {"from": self.pid_value(sender, number), "reason": reason, "over_link": over_link}
                 return to, lambda process: self._tell(process, {"exit": value})
             case Deliver(to, Down(ref, target, pid, reason)):
                 who = None if pid is None else self.pid_value(pid, number)
@@ -287,12 +319,16 @@ class Processes:
         assert_never(effect)  # type: ignore[arg-type]  # mypy does not see that a Deliver has one of two messages
 
     def _end(self, process: Process, reason: Reason) -> None:
-        logger.info("%s ends by an exit signal reason=%r", process.label, reason)
+        logger.info("%s ends by an exit signal reason=%s", process.label, shortened(reason))
         process.end_for(reason)
 
-    def _tell(self, process: Process, message: dict[str, Any]) -> None:
+    def _tell(self, process: Process, message: Message) -> None:
         if not process.inform(message):
-            self.mailbox(process.serial).put(message)
+            self._keep(process, message)
+
+    def _keep(self, process: Process, message: Message) -> None:
+        if not self.mailbox(process.serial).put(message):
+            logger.warning("%s takes no messages: one is dropped", process.label)
 
     def mailbox(self, serial: int) -> Mailbox:
         """What waits for a process that reads over connections. Raises :class:`NoProcess`."""
@@ -300,15 +336,15 @@ class Processes:
         if found is None:
             if serial not in self._live:
                 raise NoProcess("the process has ended", target=serial)
-            found = self._mailboxes[serial] = Mailbox(self._live[serial].label)
+            found = self._mailboxes[serial] = Mailbox(self.supervisor_id)
         return found
 
     def connection_closed(self, connection: Connection) -> None:
-        """Its calls have nobody to answer to any more; what is in its boxes waits for the next connection."""
+        """Its calls have nobody to answer to any more; what was on its way to it waits for the next connection."""
         self.calls.give_up(connection.channel)
         mailbox = self._mailboxes.get(self._by_os_pid.get(connection.pid, 0))
         if mailbox is not None:
-            mailbox.detach(connection.channel)
+            mailbox.give_up(connection.channel)
 
     def sizes(self) -> dict[str, int]:
         """How much is remembered: nothing of what has ended."""

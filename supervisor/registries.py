@@ -8,10 +8,11 @@ its keys and locks along before anybody hears of it.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from athena.errors import AlreadyRegistered, AlreadyStarted, InvalidOption, NoProcess, NotAServer, Reason
+from athena.errors import AlreadyRegistered, AlreadyStarted, Busy, InvalidOption, NoProcess, NotAServer, Reason
 from athena.wire import Header
 from supervisor.key_registry import KeyLocks, KeyRegistry, Pattern, parse_registry, parse_via
 from supervisor.member import Member
@@ -19,6 +20,8 @@ from supervisor.tree_vocabulary import Started, StartFailed, StartOutcome
 
 if TYPE_CHECKING:
     from supervisor.keeper import Supervision
+
+logger = logging.getLogger(__name__)
 
 
 class RegistryMember(Member):
@@ -114,7 +117,7 @@ class RegistryMember(Member):
     def tie(self, serial: int) -> None:
         """Link a process that has entries. One that is named before it has started is linked when it has."""
         if self._around.processes.is_alive(serial):
-            self._around.processes.link(self.serial, serial, None)
+            self._around.processes.link(self.serial, serial)
 
     def _removed(self, serial: int, key: Any) -> None:
         if not self.registry.holds(serial) and serial != self.parent:  # whose link is not for its keys
@@ -126,7 +129,10 @@ class RegistryMember(Member):
         for name in self.registry.listeners:
             listener = processes.whereis(name)
             if listener is not None:
-                processes.send(listener, {what: [self.registry.name, key, processes.pid_value(serial), *value]})
+                try:
+                    processes.send(listener, {what: [self.registry.name, key, processes.pid_value(serial), *value]})
+                except Busy as error:  # a listener that does not read holds nobody up
+                    logger.warning("a notice is dropped: %s", error)
 
     def _keeps(self, serial: int) -> bool:
         """Whether a process keeps its keys against others: it lives, or is about to be started under this name."""

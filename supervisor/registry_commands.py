@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from athena.errors import AlreadyStarted, NotFound, ProtocolError, Refused
-from athena.wire import Frame, dumps
-from supervisor.calls import reply
+from athena.wire import Frame
 from supervisor.key_registry import KeyRegistry
 from supervisor.member import label_of
 from supervisor.registries import RegistryMember
-from supervisor.server import Connection
+from supervisor.server import Connection, object_of
 from supervisor.tree_vocabulary import StartFailed
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ async def _start(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """Start a registry of its own, linked to who asks if so wanted."""
     if daemon.is_stopping:
         raise Refused("the supervisor is stopping")
-    given = _body(frame)
+    given = object_of(frame)
     member = daemon.registries.make(given, label_of(None, str(given.get("name"))))
     parent = daemon.processes.caller(connection) if given.get("link") else None
     outcome = await member.start()
@@ -80,31 +79,31 @@ async def _start(daemon: Daemon, connection: Connection, frame: Frame) -> None:
             raise AlreadyStarted(f"a process is called {member.registry.name!r}", pid=pid)
     if parent is not None:
         member.parent = parent
-        daemon.processes.link(member.serial, parent, None)
-    _answer(connection, frame, _identity(member))
+        daemon.processes.link(member.serial, parent)
+    connection.answer(frame, _identity(member))
 
 
 async def _stop(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    await _member(daemon, frame).stop(_body(frame).get("reason", "normal"))
-    _answer(connection, frame, {"stopped": True})
+    await _member(daemon, frame).stop(object_of(frame).get("reason", "normal"))
+    connection.answer(frame, {"stopped": True})
 
 
 async def _lock(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """Answered when the lock is held. A wish whose connection has ended meanwhile is nobody's."""
-    asked = Request(daemon, connection, _member(daemon, frame), _body(frame))
+    asked = Request(daemon, connection, _member(daemon, frame), object_of(frame))
     caller = asked.caller
     await asked.member.lock(asked["key"], caller, str(asked["ticket"]))
     if connection.channel.closed:
         asked.member.unlock(asked["key"], caller, str(asked["ticket"]))
-    _answer(connection, frame, {"held": True})
+    connection.answer(frame, {"held": True})
 
 
 def _operation(carry_out: Callable[[Request], Any]) -> Command:
     """One that is answered at once."""
 
     async def command(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-        asked = Request(daemon, connection, _member(daemon, frame), _body(frame))
-        _answer(connection, frame, carry_out(asked))
+        asked = Request(daemon, connection, _member(daemon, frame), object_of(frame))
+        connection.answer(frame, carry_out(asked))
 
     return command
 
@@ -160,19 +159,8 @@ def _identity(member: RegistryMember) -> dict[str, Any]:
     return {"pid": member.pid_value(), "name": member.registry.name, "keys": member.registry.kind}
 
 
-def _body(frame: Frame) -> Mapping[str, Any]:
-    value = frame.json() or {}
-    if not isinstance(value, dict):
-        raise ProtocolError(f"the operation {frame.header.get('op')!r} needs an object, got {value!r}")
-    return value
-
-
 def _member(daemon: Daemon, frame: Frame) -> RegistryMember:
     return daemon.registries.find(frame.header.get("registry"))
-
-
-def _answer(connection: Connection, frame: Frame, value: Any) -> None:
-    reply(connection.channel, frame.header.get("id"), dumps(value))
 
 
 REGISTRY_COMMANDS: dict[str, Command] = {

@@ -10,8 +10,11 @@ import enum
 import math
 from dataclasses import dataclass, replace
 
-from athena.errors import InvalidSpec, Reason
+from athena.errors import REASON_BYTES, InvalidSpec, Reason
 from athena.spec_checks import is_number
+from athena.wire import dumps
+
+SHOWN_BYTES = 1000
 
 
 class Restart(enum.StrEnum):
@@ -60,6 +63,12 @@ def classify(reason: Reason) -> ReasonClass:
 def is_clean(reason: Reason) -> bool:
     """Whether ``reason`` is ``"normal"``, ``"shutdown"`` or ``{"shutdown": T}``: the supervisor's cut, not a link's."""
     return classify(reason) is not ReasonClass.ABNORMAL
+
+
+def bounded(reason: Reason) -> Reason:
+    """``reason``, or the beginning of it as text if it is longer than a reason may be. For what others say."""
+    text = dumps(reason)
+    return reason if len(text) <= REASON_BYTES else {"too_long": text[:SHOWN_BYTES].decode(errors="replace")}
 
 
 def should_restart(restart: Restart, reason: Reason) -> bool:

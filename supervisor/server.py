@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from athena.channel import Channel
 from athena.config import PRODUCT, private_dir
 from athena.errors import AthenaError, ProtocolError, Refused, StoreError, VersionMismatch, to_wire
 from athena.wire import PROTOCOL, Frame, dumps
-from supervisor.calls import reply_error
+from supervisor.calls import reply, reply_error
 from supervisor.hub import Subscription
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,10 @@ class Connection:
         task = asyncio.create_task(self._guarded(work, request_id))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+    def answer(self, frame: Frame, value: Any) -> None:
+        """Answer a request with JSON."""
+        reply(self.channel, frame.header.get("id"), dumps(value))
 
     async def _guarded(self, work: Any, request_id: object) -> None:
         try:
@@ -188,6 +192,14 @@ class Server:
         self.stop_listening()
         for connection in list(self.connections):
             connection.channel.close()
+
+
+def object_of(frame: Frame) -> Mapping[str, Any]:
+    """The body of a request that has fields. Raises :class:`ProtocolError` for another one."""
+    value = frame.json() or {}
+    if not isinstance(value, dict):
+        raise ProtocolError(f"the operation {frame.header.get('op')!r} needs an object, got {value!r}")
+    return value
 
 
 def make_socket_dir(path: Path) -> None:

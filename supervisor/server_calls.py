@@ -10,6 +10,7 @@ from athena.channel import Channel
 from athena.errors import NotAServer, ProcessExited, Reason
 from athena.wire import Frame, Header
 from supervisor.calls import reply, reply_error
+from supervisor.tree_answers import shortened
 
 
 class ServerProcess(Protocol):
@@ -66,7 +67,7 @@ class ServerCalls:
         """A server has ended: whoever waits for it is told."""
         for number in [number for number, call in self._waiting.items() if call.serial == serial]:
             call = self._waiting.pop(number)
-            error = ProcessExited(f"{label} ended before it answered: {reason!r}", reason=reason)
+            error = ProcessExited(f"{label} ended before it answered: {shortened(reason)}", reason=reason)
             reply_error(call.channel, call.request_id, error)
 
     def give_up(self, channel: Channel, *request_ids: object) -> None:

@@ -28,6 +28,8 @@ class Exit:
 
     sender: int
     reason: Reason
+    over_link: bool = field(default=False, compare=False)
+    """Whether it says that the sender is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ class Signals:
             return []
         if not process.traps:
             raise NoProcess(f"cannot link to process {other}: it is gone", target=other)
-        return self._deliver(caller, Exit(other, "noproc"))
+        return self._deliver(caller, Exit(other, "noproc", over_link=True))
 
     def unlink(self, caller: int, other: int) -> None:
         """Remove the link, if there is one. Nothing that happens from now on comes over it."""
@@ -234,7 +236,7 @@ class Signals:
         del self._processes[pid]
         effects: list[Effect] = []
         for other in process.links:
-            effects += self._signal(other, Exit(pid, reason))
+            effects += self._signal(other, Exit(pid, reason, over_link=True))
         for ref, monitor in downs:
             effects += self._deliver(monitor.watcher, Down(ref, monitor.name, pid, reason))
         return effects

@@ -24,6 +24,9 @@ from athena.errors import (
 )
 from supervisor.tree_vocabulary import Answer, ChildCounts, ChildInfo, Ignored, Refused, Started
 
+SHOWN_CHARS = 2000
+"""Of a reason in a line of text."""
+
 PidValue = Callable[[int], dict[str, Any]]
 """A pid's wire form."""
 
@@ -64,11 +67,11 @@ def shortened(reason: Reason) -> str:
     """A reason for one line of text: of an error its type and message, without the traceback."""
     match reason:
         case {"error": {"type": kind, "message": message}}:
-            return f"{kind}: {message}"
+            return f"{kind}: {message}"[:SHOWN_CHARS]
         case {"shutdown": {"failed_to_start_child": [name, why]}}:
             return f"its child {name!r} did not start: {shortened(why)}"
         case _:
-            return repr(reason)
+            return repr(reason)[:SHOWN_CHARS]
 
 
 def start_error(label: str, reason: Reason) -> StartError:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from athena.child_spec_rules import spec_error
 from athena.errors import AlreadyStarted, InvalidOption, ProtocolError, Refused
-from athena.wire import Frame, dumps
+from athena.wire import Frame
 from supervisor import tree_vocabulary as words
 from supervisor.branch import Branch
-from supervisor.calls import reply
 from supervisor.child_spec import ChildSpec, parse_child_spec
 from supervisor.member import Caller
 from supervisor.node_init import dynamic_node, supervisor_node
-from supervisor.server import Connection
+from supervisor.restart import bounded
+from supervisor.server import Connection, object_of
 from supervisor.tree_view import forest_rows
 from supervisor.tree_vocabulary import ByPid, Target
 
@@ -28,19 +28,19 @@ async def _start(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """Start a tree; the answer comes when all of it has started."""
     if daemon.is_stopping:
         raise Refused("the supervisor is stopping")
-    given = _body(frame)
+    given = object_of(frame)
     caller = Caller.from_map(given.get("caller") or {})
     owner = connection.pid if given.get("link") and daemon.mode == "daemon" else None
     if given.get("kind") == "class":
         spec = _class_spec(given.get("spec"))
         named = _free_name(daemon, spec.options.get("name"))
         made = await daemon.forest.start_class(spec, named, caller, lambda one: daemon.link(one, owner))
-        _answer(connection, frame, {"ignored": True} if made is None else _identity(made))
+        connection.answer(frame, {"ignored": True} if made is None else _identity(made))
         return
     flags, name = given.get("flags"), _free_name(daemon, given.get("name"))
     node = dynamic_node(flags) if given.get("kind") == "dynamic" else supervisor_node(flags, given.get("children"))
     root = await daemon.forest.start(node, name, caller, lambda one: daemon.link(one, owner))
-    _answer(connection, frame, _identity(root))
+    connection.answer(frame, _identity(root))
 
 
 def _class_spec(given: object) -> ChildSpec:
@@ -69,31 +69,31 @@ def _free_name(daemon: Daemon, name: object) -> str | None:
 
 
 async def _attach(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    _answer(connection, frame, _identity(_branch(daemon, frame)))
+    connection.answer(frame, _identity(_branch(daemon, frame)))
 
 
 async def _trees(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """Every tree as it is now; no supervisor is asked, so a busy one delays nothing."""
-    _answer(connection, frame, forest_rows(daemon.forest, daemon.registry.by_id.values()))
+    connection.answer(frame, forest_rows(daemon.forest, daemon.registry.by_id.values()))
 
 
 async def _stop(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    reason = _body(frame).get("reason", "normal")
+    reason = bounded(object_of(frame).get("reason", "normal"))
     await _branch(daemon, frame).call(lambda ref: words.StopCall(ref, reason))
-    _answer(connection, frame, {"stopped": True})
+    connection.answer(frame, {"stopped": True})
 
 
 async def _start_child(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    spec = _body(frame).get("spec")
-    _answer(connection, frame, await _branch(daemon, frame).call(lambda ref: words.StartChildCall(ref, spec)))
+    spec = object_of(frame).get("spec")
+    connection.answer(frame, await _branch(daemon, frame).call(lambda ref: words.StartChildCall(ref, spec)))
 
 
 async def _which_children(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    _answer(connection, frame, await _branch(daemon, frame).call(words.WhichChildrenCall))
+    connection.answer(frame, await _branch(daemon, frame).call(words.WhichChildrenCall))
 
 
 async def _count_children(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    _answer(connection, frame, await _branch(daemon, frame).call(words.CountChildrenCall))
+    connection.answer(frame, await _branch(daemon, frame).call(words.CountChildrenCall))
 
 
 def _of_child(make: Callable[[Any, Target], words.Request]) -> Command:
@@ -101,17 +101,10 @@ def _of_child(make: Callable[[Any, Target], words.Request]) -> Command:
 
     async def command(daemon: Daemon, connection: Connection, frame: Frame) -> None:
         branch = _branch(daemon, frame)
-        target = _target(daemon, branch, _body(frame))
-        _answer(connection, frame, await branch.call(lambda ref: make(ref, target)))
+        target = _target(daemon, branch, object_of(frame))
+        connection.answer(frame, await branch.call(lambda ref: make(ref, target)))
 
     return command
-
-
-def _body(frame: Frame) -> Mapping[str, Any]:
-    value = frame.json() or {}
-    if not isinstance(value, dict):
-        raise ProtocolError(f"the operation {frame.header.get('op')!r} needs an object, got {value!r}")
-    return value
 
 
 def _branch(daemon: Daemon, frame: Frame) -> Branch:
@@ -144,10 +137,6 @@ def _target(daemon: Daemon, branch: Branch, given: Mapping[str, Any]) -> Target:
 
 def _identity(branch: Branch) -> dict[str, Any]:
     return {"pid": branch.pid_value(), "name": branch.name}
-
-
-def _answer(connection: Connection, frame: Frame, value: Any) -> None:
-    reply(connection.channel, frame.header.get("id"), dumps(value))
 
 
 TREE_COMMANDS: dict[str, Command] = {

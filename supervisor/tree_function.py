@@ -14,7 +14,9 @@ from athena.wire import Frame, Header, dumps
 from supervisor.child_spec import ChildSpec
 from supervisor.keeper import Supervision
 from supervisor.launcher import Launched, LaunchRequest
+from supervisor.mailbox import INBOX_BYTES
 from supervisor.member import Caller
+from supervisor.restart import bounded
 from supervisor.tree_process import Leaf
 from supervisor.tree_vocabulary import Ignored, Started
 
@@ -22,9 +24,6 @@ logger = logging.getLogger(__name__)
 
 DRAIN_S = 1.0
 """How long a dead child's pipe is read for its last words."""
-
-INBOX_BYTES = 16 * 1024 * 1024
-"""Of messages that a server has not read: who sends more is told so. What links and monitors say is always taken."""
 
 
 class Function(Leaf):
@@ -64,9 +63,21 @@ class Function(Leaf):
             raise ProcessExited(f"{self.label} has closed its end of the pipe", reason="noconnection")
         if self._is_server is False:
             raise NotAServer(f"{self.label} is a function, no Server: it takes no calls, casts and stops")
-        if self._channel is not None and self._channel.queued_bytes > INBOX_BYTES:
-            raise Busy(f"{self.label} has {INBOX_BYTES} bytes of messages unread", limit=INBOX_BYTES)
+        if header["kind"] != "stop":  # which ends a server that reads nothing more
+            self.check_room()
         self._put(header, body)
+
+    @property
+    def has_inbox(self) -> bool:
+        """Whether it is a server, or may be one."""
+        return self._is_server is not False
+
+    def check_room(self) -> None:
+        """Raise :class:`Busy` while it leaves :data:`INBOX_BYTES` unread, those that wait for its start included."""
+        unsent = sum(len(body) for _, body in self._held)
+        queued = 0 if self._channel is None else self._channel.queued_bytes
+        if unsent + queued > INBOX_BYTES:
+            raise Busy(f"{self.label} has {INBOX_BYTES} bytes of messages unread", limit=INBOX_BYTES)
 
     def inform(self, message: dict[str, Any]) -> bool:
         match message:
@@ -169,7 +180,7 @@ class Function(Leaf):
                 self._traps = bool(frame.header.get("on"))
                 processes.set_trap_exit(self.serial, self._traps)
             case "init_error" | "exiting":
-                self._announced = frame.header.get("reason")
+                self._announced = bounded(frame.header.get("reason"))
             case other:
                 logger.warning("%s sent an unknown frame kind=%r", self.label, other)
 

@@ -6,19 +6,15 @@ moment of a start) is asserted by the state machines of ``test_tree_walk.py`` an
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import athena
 from athena import Monitor, Pid, proctree
 from athena.environment import COOKIE_VARIABLE
 from athena.errors import CallTimeout, NoProcess, ProcessExited
-from athena.mailboxes import mailbox_at
 from athena.supervisors import EmbeddedSupervisor
 from athena.tree_calls import which_children
 from athena.trees import TreeHandle, list_trees
@@ -163,13 +159,13 @@ class Invariants:
 
     def _told_once(self, witness: Witness) -> None:
         """1, 2, 3: one reason, one ``Down`` for each monitor, and by then the name is not its any more."""
-        mailbox, told = mailbox_at(self.at), []
+        told = []
         for monitor in witness.monitors:
             down = monitor.wait(REST_S * TIME_UNIT)
             assert down is not None, "2"
             told.append(down.reason)
-            with pytest.raises(TimeoutError):
-                mailbox.take(("down", monitor.ref), time.monotonic())
+            asked = {"ref": monitor.ref, "supervisor": monitor._armed.supervisor, "timeout": 0}
+            assert self.at.pool.take(asked, REST_S * TIME_UNIT).json() == {"gone": True}, "2"
         assert told[0] == told[1] or "noproc" in told, f"1: {told}"
         if witness.name is not None:
             holder = athena.whereis(witness.name, supervisor=self.at)

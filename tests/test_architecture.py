@@ -104,7 +104,6 @@ LONG_FILES: dict[str, str] = {
     "athena/client.py": "both shells over one protocol, to be read side by side",
     "athena/loop/state.py": "one fold: one small function for each kind of event",
     "athena/proctree.py": "all rules of killing a tree in one place, and the guard can import one file only",
-    "athena/async_processes.py": "one function for each of the public interface, a line or two each",
     "athena/runner.py": "one engine: what clients ask and what steps do share its state",
     "athena/session.py": "one method for each call of the public interface, with its contract",
     "athena/session_calls.py": "one function for each call, and the border where what users give is checked",
@@ -130,6 +129,7 @@ BROAD_HANDLERS: dict[str, str] = {
     "athena/zygote.py:Server._run_child": "between fork and exit nothing may unwind into the zygote's own code",
     "supervisor/branch.py:Branch._start_child": "without a result the node would wait for ever",
     "supervisor/leaf.py:Leaf._run_life": "without an exit the core would wait for ever",
+    "supervisor/processes.py:Processes._carry_out_one": "one that cannot be told must not keep the others from it",
     "supervisor/server.py:Connection._guarded": "one operation's bug is one client's error, and the daemon goes on",
 }
 MANY_POSITIONAL: dict[str, str] = {

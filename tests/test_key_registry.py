@@ -571,7 +571,7 @@ async def test_when_a_registry_ends_its_name_is_free_and_its_links_fire(how: str
     with pytest.raises(NoProcess):
         world.registries.find("r")
     assert one.ends_for == ([] if reason == "normal" else [reason])
-    assert trapping.heard == [{"exit": {"from": member.pid_value(), "reason": reason}}]
+    assert trapping.heard == [{"exit": {"from": member.pid_value(), "reason": reason, "over_link": True}}]
     await world.start()  # it can be started again, empty
     assert world.registries.find("r").registry.sizes() == EMPTY
 
