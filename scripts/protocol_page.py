@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))  # for `scripts`, and for Athena where it is not i
 from athena import child, config, runner, session_words, wire  # noqa: E402
 from scripts.page_parts import check_same, paragraph, table  # noqa: E402
 from scripts.protocol_words import FRAMES, OPERATIONS  # noqa: E402
-from supervisor import commands, hub, keeper, mailbox  # noqa: E402
+from supervisor import commands, hub, mailbox, without_child  # noqa: E402
 from supervisor.process_commands import PROCESS_COMMANDS  # noqa: E402
 from supervisor.registry_commands import REGISTRY_COMMANDS  # noqa: E402
 from supervisor.tree_commands import TREE_COMMANDS  # noqa: E402
@@ -123,7 +123,7 @@ def _operations() -> Iterable[str]:
     yield from paragraph(f"""
         A relayed request that a death left unanswered is delivered again, under its id, to the next incarnation; all of
         them are safe to repeat, a message by its `message_id`. `messages`, `usage` and `queue` are answered from the
-        log if the child is silent for {keeper.SILENT_S * 1000:g} ms. A session's child asks one
+        log if the child is silent for {without_child.SILENT_S * 1000:g} ms. A session's child asks one
         thing of the supervisor over its pipe: `service`.
     """)
 

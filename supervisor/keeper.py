@@ -16,11 +16,11 @@ from typing import Any, Protocol
 
 from athena import events, proctree
 from athena.channel import Channel, open_pipes
-from athena.errors import AthenaError, Reason, SessionStopped, Unresponsive
+from athena.errors import AthenaError, Reason, SessionStopped
 from athena.proctree import send_signal
 from athena.wire import MAX_ANSWER_BYTES, Frame, Header, dumps
 from supervisor import vocabulary as words
-from supervisor.calls import Calls, reply, reply_error
+from supervisor.calls import Calls, reply_error
 from supervisor.hub import Topic
 from supervisor.launcher import Launcher, LaunchRequest
 from supervisor.leaf import Leaf
@@ -36,11 +36,9 @@ from supervisor.sampling import Sample
 from supervisor.session_errors import failed_error, start_error
 from supervisor.session_request import SessionRequest
 from supervisor.vocabulary import State
+from supervisor.without_child import ANSWERED_FROM_LOG, SILENT_S, WithoutChild
 
 logger = logging.getLogger(__name__)
-
-SILENT_S = 0.150
-"""How long a call waits for the child before it is answered without it (design 7.5)."""
 
 INTERRUPT_S = 2.0
 """How long a child has to end an interrupted turn before it is killed (design 4)."""
@@ -100,6 +98,7 @@ class Keeper(Leaf):
         """What its process tree used when it was last looked at."""
         self.calls = Calls()
         self.past = Past(request)
+        self._without = WithoutChild(self.label, self.calls, self.past, self._spawn_task)
         self.topic = Topic(self.session_id, self.past.read)
         self.serial = 0
         self.started_at = events.now()
@@ -194,7 +193,7 @@ class Keeper(Leaf):
         if self.core.state is State.FAILED:
             reply_error(channel, frame.header.get("id"), self._call_error("failed", self.core.reason))
             return
-        if self.core.state in _ASLEEP and not self.calls.pending and self._answer_asleep(channel, frame):
+        if self.core.state in _ASLEEP and not self.calls.pending and self._without.answer_asleep(channel, frame):
             return
         extra: dict[str, object] = {}
         if frame.header.get("op") == "interrupt" and self.facts.turn is not None:
@@ -203,25 +202,14 @@ class Keeper(Leaf):
         request_id = self.calls.add(channel, frame, **extra)
         self._sup.limits.watch(self)
         if frame.header.get("op") in ("interrupt", "cancel") and not extra:
-            self._after(INTERRUPT_S, request_id, self._give_up, request_id)
+            self._after(INTERRUPT_S, request_id, self._without.give_up, request_id)
         if self._is_ready():
             pending = self.calls.pending[request_id]
             self._send(pending.header, pending.body)
         else:
             self.feed(words.WakeRequested())
-        if frame.header.get("op") in _ANSWERED_FROM_LOG and (self.past.is_readable or self._is_ready()):
-            self._after(SILENT_S, request_id, self._answer_from_log, request_id)
-
-    def _answer_asleep(self, channel: Channel, frame: Frame) -> bool:
-        """Answer what needs no child, while there is none: nothing runs or waits, and the log has the rest."""
-        op, request_id = str(frame.header.get("op")), frame.header.get("id")
-        if op in _NOTHING_TO_DO:
-            reply(channel, request_id, _NOTHING_TO_DO[op])
-        elif op in _ANSWERED_FROM_LOG and self.past.is_readable:
-            self._spawn_task(self._reply_from_log(channel, request_id))
-        else:
-            return False
-        return True
+        if frame.header.get("op") in ANSWERED_FROM_LOG and (self.past.is_readable or self._is_ready()):
+            self._after(SILENT_S, request_id, self._without.answer_from_log, request_id)
 
     def hibernate(self) -> bool:
         """End the idle child; the next call that needs one wakes the session. ``False`` if it may not end, because a
@@ -393,8 +381,8 @@ class Keeper(Leaf):
         for request_id, pending in list(self.calls.pending.items()):
             if request_id not in self._told:
                 self._send(pending.header, pending.body)
-            if pending.op in _ANSWERED_FROM_LOG and not self.past.is_readable:  # it waited for this child
-                self._after(SILENT_S, request_id, self._answer_from_log, request_id)
+            if pending.op in ANSWERED_FROM_LOG and not self.past.is_readable:  # it waited for this child
+                self._after(SILENT_S, request_id, self._without.answer_from_log, request_id)
 
     def _on_frame(self, incarnation: int, frame: Frame) -> None:
         self.facts.heard_at = time.monotonic()
@@ -454,25 +442,6 @@ class Keeper(Leaf):
         if self.facts.turn == turn and self.core.state is State.RUNNING:
             self.kill("interrupt")
 
-    def _give_up(self, request_id: int) -> None:
-        """Nothing runs that could be killed for it, and the child is silent."""
-        pending = self.calls.pending.pop(request_id, None)
-        if pending is not None:
-            error = Unresponsive(f"{self.label} does not answer now; no turn of it runs")
-            reply_error(pending.channel, pending.client_id, error)
-
-    def _answer_from_log(self, request_id: int) -> None:
-        pending = self.calls.pending.pop(request_id, None)
-        if pending is not None:
-            self._spawn_task(self._reply_from_log(pending.channel, pending.client_id))
-
-    async def _reply_from_log(self, channel: Channel, client_id: object) -> None:
-        try:
-            body = await asyncio.to_thread(lambda: b"\n".join(event.line for event in self.past.read(0)))
-            reply(channel, client_id, body, source="log")
-        except AthenaError as error:
-            reply_error(channel, client_id, Unresponsive(f"{self.label} does not answer now, and {error.message}"))
-
     # --- errors
 
     def _start_error(self, reason: Reason) -> AthenaError:
@@ -494,7 +463,3 @@ def _runs(pid: int) -> bool:
 
 
 _ASLEEP = frozenset({State.HIBERNATING, State.HIBERNATED})
-_NOTHING_TO_DO = {"interrupt": dumps({"interrupted": False}), "cancel": dumps({"cancelled": False})}
-"""What these answer when no turn runs and no message waits."""
-
-_ANSWERED_FROM_LOG = frozenset({"messages", "usage", "queue"})
