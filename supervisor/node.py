@@ -132,6 +132,11 @@ class Node(ABC):
         """Restarts that count against the intensity at ``now``."""
         return self._intensity.count(now)
 
+    @property
+    def max_restarts(self) -> int:
+        """How many of them it allows."""
+        return self._intensity.max_restarts
+
     def handle(self, given: Input, now: float) -> tuple[Effect, ...]:
         """Take one input at ``now`` (seconds, monotonic) and return what must be done, in order.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from supervisor.branch import Branch, Facts
-from supervisor.dynamic import SimpleNode
+from supervisor.dynamic import DynamicNode, SimpleNode
 from supervisor.keeper import Keeper
 from supervisor.node import Child
 from supervisor.tree import StaticNode
@@ -45,6 +45,8 @@ def tree_row(branch: Branch) -> dict[str, Any]:
         "strategy": str(node.flags.strategy) if isinstance(node, StaticNode | SimpleNode) else "dynamic",
         "state": _STATES[node.phase],
         "restarts_in_window": node.restarts_in_window(time.monotonic()),
+        "max_restarts": node.max_restarts,
+        "max_children": node.flags.max_children if isinstance(node, DynamicNode) else None,
         "memory_bytes": None,
         "children": [_child_row(branch, record) for record in node.children],
     }

@@ -1,7 +1,8 @@
 """The invariants of reference/otp.md 19 for trees of real processes, asserted around every test that has a yard.
 
-Numbers in comments and messages are those of section 19. What only a model can see (7: the intensity window, 8: the
-moment of a start) is asserted by the state machines of ``test_tree_walk.py`` and ``test_signals.py``.
+Numbers in comments and messages are those of section 19. What only a model can see (6: why a child ended, 8: the moment
+of a start, 11: frames that come late) is asserted by the state machines of ``test_tree_walk.py`` and
+``test_signals.py`` as well.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ class Invariants:
         """What holds of those that still run, and witnesses for their end."""
         for row in all_rows(self.at):
             self._name(row)
+            self._limits(row)
             self._watch(row)
             if row["state"] == "stopped":
                 assert row["restart"] != "temporary", f"8: {row['id']!r} has a specification and no process"
@@ -113,6 +115,14 @@ class Invariants:
         if isinstance(row["name"], str):
             holder = athena.whereis(row["name"], supervisor=self.at)
             assert holder is None or athena.is_alive(holder, supervisor=self.at), f"3: {row['name']!r} is {holder!r}"
+
+    def _limits(self, row: dict[str, Any]) -> None:
+        """7: a supervisor that goes on has had no more restarts than it may; 12: nor more children."""
+        if row["state"] not in ("running", "starting a child") or "max_restarts" not in row:  # else it may be giving up
+            return
+        assert row["restarts_in_window"] <= row["max_restarts"], f"7: {row['label']} had {row['restarts_in_window']}"
+        if row["max_children"] is not None:
+            assert len(row["children"]) <= row["max_children"], f"12: {row['label']} has {len(row['children'])}"
 
     def _watch(self, row: dict[str, Any]) -> None:
         pid = Pid.from_map(row["pid"])

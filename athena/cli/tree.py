@@ -113,6 +113,13 @@ def _show(root: dict[str, Any], with_output: bool) -> None:
     show(top)
 
 
+def _of_limit(row: dict[str, Any]) -> str | None:
+    """How near a supervisor is to giving up."""
+    if not row.get("restarts_in_window") or "max_restarts" not in row:
+        return None
+    return f"{row['restarts_in_window']} of {row['max_restarts']} restarts"
+
+
 def _line(row: dict[str, Any]) -> Any:
     from rich.text import Text
 
@@ -122,6 +129,7 @@ def _line(row: dict[str, Any]) -> Any:
     pid = row["pid"] and row["pid"]["pid"]
     words = [row["state"], f"pid {pid}" if pid else None, row.get("strategy"), row.get("restart")]
     words += [f"restarts {row['restarts']}" if row.get("restarts") else None]
+    words += [_of_limit(row)]
     words += [f"{row['memory_bytes'] / 1e6:.1f} MB" if row.get("memory_bytes") else None]
     line.append("  " + "  ".join(word for word in words if word), style=STYLES.get(row["state"], ""))
     if row.get("last_reason") is not None:
