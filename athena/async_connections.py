@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TypeVar
 
-from athena.client import AsyncConnection, call_timeout
+from athena.client import AsyncConnection, call_timeout, replaced
 from athena.errors import AthenaError, Unresponsive
 from athena.recovery import ANSWERED_AT_ONCE
 from athena.session_calls import Call
@@ -99,9 +99,11 @@ async def _connection(target: Target) -> AsyncConnection:
     return found
 
 
-async def perform(target: Target, call: Call[T], timeout: float | None) -> T:
+async def perform(target: Target, call: Call[T], timeout: float | None, *, expect: str | None = None) -> T:
     """One call, once, on this event loop's connection. Raises as :func:`athena.recovery.perform`."""
     connection = await _connection(target)
+    if expect is not None and (connection.hello or {}).get("supervisor") != expect:
+        raise replaced()
     try:
         frame = await connection.call(call.op, call.header, call.body, timeout)
     except TimeoutError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from athena import process_calls as calls
 from athena.async_connections import perform, take
 from athena.client import ConnectionLost
 from athena.errors import AlreadyStarted, AthenaError, NoProcess, NotRunning, ProcessExited, Reason
-from athena.mailboxes import No, outcome
+from athena.mailboxes import Arrival, No, leftovers
 from athena.names import Via
 from athena.pid import Pid
 from athena.process_calls import Process
@@ -45,7 +46,11 @@ async def areceive(timeout: float | None = None, *, supervisor: Where = None) ->
     """The next plain message for this program. See :func:`athena.receive`."""
     if calls.is_server():
         raise in_handle_info("areceive()")
-    message = await _take(await _target(supervisor), None, timeout, "receive")
+    target = await _target(supervisor)
+    check_timeout(timeout)
+    message = leftovers.take(target.path)
+    if message is No.NEWS:
+        message = await _take(target, None, timeout, "receive")
     if message is No.SUPERVISOR:
         raise ProcessExited("the supervisor was lost", reason="noconnection")
     return message
@@ -92,10 +97,30 @@ async def aunlink(process: Process, *, supervisor: Where = None) -> None:
 async def astart_server(cls: type, args: Sequence[Any], options: dict[str, Any], *, link: bool) -> Started | Ignored:
     """What :meth:`athena.Server.astart_link` and ``astart`` do."""
     where, call = calls.start_class(cls, args, options, link=link)
+    target = await asyncio.to_thread(resolve, where)
+    starting = asyncio.create_task(perform(target, call, None))
     try:
-        return await perform(await asyncio.to_thread(resolve, where), call, None)
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        undoing = asyncio.create_task(_undo(target, starting))
+        _undoings.add(undoing)
+        undoing.add_done_callback(_undoings.discard)
+        raise
     except AlreadyStarted as error:
         raise with_pid(error) from None
+
+
+_undoings: set[asyncio.Task[None]] = set()
+
+
+async def _undo(target: Target, starting: asyncio.Task[Started | Ignored]) -> None:
+    """Nobody waits for this start any more: stop what it brings up. If the event loop ends before, so does its
+    connection, and the supervisor does the same."""
+    with contextlib.suppress(AthenaError):
+        started = await starting
+        if isinstance(started, Started):
+            await perform(target, calls.unlink(started.pid), ANSWER_S)
+            await perform(target, calls.stop(started.pid, "shutdown"), None)
 
 
 class _Awaited:
@@ -190,14 +215,14 @@ async def _take(target: Target, awaited: calls.Armed | None, timeout: float | No
     waiting = calls.Waiting(awaited, timeout, what)
     while True:
         try:
-            found = outcome(await take(target, waiting.header(), waiting.limit_s()))
+            found = Arrival().read(await take(target, waiting.header(), waiting.limit_s()))
         except (ConnectionLost, NotRunning) as error:
             if waiting.is_lost(error):
                 return No.SUPERVISOR
             await asyncio.sleep(RETRY_S)
             continue
         except TimeoutError as error:
-            if isinstance(error, AthenaError):
+            if isinstance(error, AthenaError) or not waiting.is_over():
                 raise
             found = No.TIME
         if found is No.TIME:

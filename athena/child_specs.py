@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 from athena.child_spec_rules import ChildId as ChildId
 from athena.child_spec_rules import spec_error
@@ -54,7 +54,9 @@ class ChildSpec:
     python_path: Sequence[str] | None = None
 
     def to_map(self) -> dict[str, Any]:
-        """The specification as a mapping."""
+        """The specification as a mapping. Raises :class:`~athena.errors.InvalidSpec` for what cannot be a place to
+        run in."""
+        self._check_place()
         names = ("id", "start", "args", "kwargs", "restart", "type", "significant", "start_timeout")
         found = {name: getattr(self, name) for name in names}
         optional = ("shutdown", "modules", "ready")
@@ -62,6 +64,19 @@ class ChildSpec:
         options: dict[str, Any] = {"env": self.env, "python_path": self.python_path, "name": name_form(self.name)}
         options["cwd"] = None if self.cwd is None else os.path.abspath(self.cwd)
         return {**found, "options": {name: value for name, value in options.items() if value is not None}}
+
+    def _check_place(self) -> None:
+        env, cwd, path = (cast("object", value) for value in (self.env, self.cwd, self.python_path))
+        if env is not None and not isinstance(env, Mapping):
+            raise spec_error("invalid_child_spec", type(env).__name__, "env is a mapping of texts to texts")
+        for name, value in (env or {}).items():  # an environment has secrets: not shown
+            if not (isinstance(name, str) and isinstance(value, str)):
+                wrong = {name: type(value).__name__}
+                raise spec_error("invalid_child_spec", wrong, "env is a mapping of texts to texts")
+        if cwd is not None and not isinstance(cwd, str | os.PathLike):
+            raise spec_error("invalid_child_spec", cwd, "cwd is the path of a directory")
+        if path is not None and not (isinstance(path, list | tuple) and all(isinstance(text, str) for text in path)):
+            raise spec_error("invalid_child_spec", path, "python_path is a list of texts")
 
 
 Spec: TypeAlias = ChildSpec | Mapping[str, Any]

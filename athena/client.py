@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from athena.channel import Channel, open_unix
 from athena.config import PRODUCT
@@ -33,6 +34,8 @@ from athena.errors import (
     from_wire,
 )
 from athena.wire import MAX_ANSWER_BYTES, MAX_FRAME_BYTES, PROTOCOL, Frame, Framer, Header, Outbox
+
+T = TypeVar("T")
 
 HELLO_S = 10.0
 """How long a peer has to say hello before it counts as something else than a supervisor."""
@@ -107,11 +110,11 @@ class SyncConnection:
         self.inbox: deque[Frame] = deque()
         """Frames that are no answer: events, notices."""
         self._path = path
+        limit_s = HELLO_S if timeout_s is None else min(timeout_s, HELLO_S)
         self._socket = _connect(path)
+        deadline = time.monotonic() + limit_s
         try:
             self._socket.sendall(Protocol.greeting())
-            limit_s = HELLO_S if timeout_s is None else min(timeout_s, HELLO_S)
-            deadline = time.monotonic() + limit_s
             while self.protocol.hello is None:
                 self.inbox.extend(self._receive(deadline))
         except AthenaError:
@@ -119,7 +122,7 @@ class SyncConnection:
             raise
         except TimeoutError:
             self.close()
-            if limit_s < HELLO_S:
+            if limit_s < HELLO_S or time.monotonic() < deadline:  # not ours: that of a signal's handler
                 raise
             raise _silent(path) from None
         except OSError as error:
@@ -210,13 +213,29 @@ class Pool:
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
-    def call(self, op: str, header: Header, body: bytes, timeout_s: float | None, *, once: bool = False) -> Frame:
+    def call(
+        self,
+        op: str,
+        header: Header,
+        body: bytes,
+        timeout_s: float | None,
+        *,
+        once: bool = False,
+        expect: str | None = None,
+    ) -> Frame:
         """One call on a connection of its own. Raises as :meth:`SyncConnection.call`.
 
         ``once``: the operation must not be repeated, as others may, when an idle connection turns out to be cut.
+        ``expect``: the supervisor it is for; another one is as good as none.
         """
         while True:
             connection, is_fresh = self._take(timeout_s)
+            if expect is not None and (connection.protocol.hello or {}).get("supervisor") != expect:
+                if connection.is_cut:
+                    connection.close()
+                    continue  # an idle one from before
+                self._give_back(connection)
+                raise replaced()
             if once and connection.is_cut:
                 connection.close()
                 continue
@@ -227,22 +246,20 @@ class Pool:
                 if is_fresh or once:
                     raise
                 continue  # an idle one that the supervisor's end had cut
-            except TimeoutError:
-                connection.close()
+            except AthenaError:  # an answer
+                self._give_back(connection)
                 raise
-            except BaseException as error:
-                if isinstance(error, Exception):
-                    self._give_back(connection)
-                else:
-                    connection.close()
+            except BaseException:  # no answer in time, or an interrupt: what was asked may have been sent in part
+                connection.close()
                 raise
             self._give_back(connection)
             return frame
 
-    def take(self, header: Header, timeout_s: float | None) -> Frame:
-        """Ask for a message, and confirm it when it is here. Raises as :meth:`SyncConnection.call`.
+    def take(self, header: Header, timeout_s: float | None, read: Callable[[Frame], T]) -> T:
+        """Ask for a message, ``read`` it, and confirm it. Raises as :meth:`SyncConnection.call`.
 
-        Whatever comes in between, an interrupt for example, ends the connection: that puts the message back.
+        Whatever comes in between, an interrupt for example, ends the connection: that puts back what is not confirmed.
+        From when ``read`` has begun the message may be confirmed or not.
         """
         while True:
             connection, is_fresh = self._take(timeout_s)
@@ -251,12 +268,13 @@ class Pool:
             connection.close()
         try:
             frame = connection.call("take", header, b"", timeout_s)
+            found = read(frame)
             connection.tell("confirm", {"take": frame.header["id"]})
+            self._give_back(connection)
         except BaseException:
-            connection.close()
+            self._drop(connection)
             raise
-        self._give_back(connection)
-        return frame
+        return found
 
     def open(self, timeout_s: float | None = None) -> SyncConnection:
         """A connection of the caller's own, for a stream. Raises as :class:`SyncConnection`."""
@@ -286,6 +304,11 @@ class Pool:
     def _give_back(self, connection: SyncConnection) -> None:
         with self._lock:
             self._idle.append(connection)
+
+    def _drop(self, connection: SyncConnection) -> None:
+        with self._lock:
+            self._idle = [one for one in self._idle if one is not connection]
+        connection.close()
 
 
 class AsyncConnection:
@@ -387,18 +410,26 @@ class AsyncConnection:
 
     def _on_close(self, error: BaseException | None) -> None:
         if not self._greeted.done():
-            self._greeted.set_exception(_ungreeted(error))
+            _fail(self._greeted, _ungreeted(error))
         for future in self._calls.values():
             if not future.done():
-                future.set_exception(_lost(error))
+                _fail(future, _lost(error))
         if not self.lost.done():
             self.lost.set_result(None)
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    future.set_exception(error)
+    future.exception()  # looked at: whoever waits for it may have been cancelled at the same moment
 
 
 def _connect(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.connect(str(path))
+    except TimeoutError:  # of a signal's handler
+        sock.close()
+        raise
     except OSError as error:
         sock.close()
         raise _not_there(path, error) from None
@@ -431,6 +462,11 @@ def check_size(body: bytes) -> None:
 
 def _lost(error: object) -> ConnectionLost:
     return ConnectionLost(f"the connection to the supervisor ended before it answered ({error or 'closed'})")
+
+
+def replaced() -> ConnectionLost:
+    """For a call that means the supervisor before the one that answers now."""
+    return ConnectionLost("another supervisor answers now, which has to be told the start options first")
 
 
 def _ungreeted(error: BaseException | None) -> AthenaError:

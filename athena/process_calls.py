@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from athena import current
+from athena import current, spec_json
 from athena.child_specs import ChildSpec, import_name
 from athena.errors import REASON_BYTES, CallTimeout, InvalidOption, NotRunning, Reason
-from athena.mailboxes import CAME_BACK_S, GRACE_S, No
+from athena.mailboxes import CAME_BACK_S, GRACE_S, REFUSED_S, No
 from athena.names import Via, json_value
 from athena.pid import Pid
 from athena.session_calls import Call
@@ -106,7 +106,7 @@ def stop(process: Process, reason: Reason) -> Call[None]:
 def start_class(
     cls: type, args: Sequence[Any], options: Mapping[str, Any], *, link: bool
 ) -> tuple[Any, Call[Started | Ignored]]:
-    """Start a server that no supervisor has. At which supervisor, and the call."""
+    """Start a server that no supervisor has. At which supervisor, and the call. Raises :class:`InvalidSpec`."""
     given = dict(options)
     where = given.pop("supervisor", None)
     unknown = set(given) - START_OPTIONS
@@ -120,7 +120,7 @@ def start_class(
     name = given.get("name")
     spec = ChildSpec(name if isinstance(name, str) else cls.__name__, import_name(cls), list(args), **given)
     body = {"spec": {**spec.to_map(), "restart": "temporary"}, "link": link, "caller": caller_map()}
-    return where, Call("start_server", {}, encoded("args", body), _started)
+    return where, Call("start_server", {}, spec_json.encoded(body), _started)
 
 
 class Waiting:
@@ -132,9 +132,11 @@ class Waiting:
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._cut_at: float | None = None
+        self._asked_at = 0.0
 
     def header(self) -> Header:
         """What to ask now."""
+        self._asked_at = time.monotonic()
         left_s = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         if self._awaited is None:
             return {"ref": None, "timeout": left_s}
@@ -147,8 +149,13 @@ class Waiting:
     def is_lost(self, error: Exception) -> bool:
         """Whether this end of a connection is that of the supervisor: nobody listens, or it will not talk for long."""
         now = time.monotonic()
-        self._cut_at = self._cut_at or now
+        if self._cut_at is None or now - self._asked_at > REFUSED_S:  # it was back since, and this is another end
+            self._cut_at = now
         return isinstance(error, NotRunning) or now - self._cut_at > CAME_BACK_S
+
+    def is_over(self) -> bool:
+        """Whether the time is up; another TimeoutError is one of a signal's handler."""
+        return self._deadline is not None and time.monotonic() >= self._deadline
 
     def error(self) -> CallTimeout:
         """The time is up."""
@@ -212,16 +219,18 @@ def is_server() -> bool:
 
 
 def _target(target: Process) -> Header:
-    if isinstance(target, Pid) and target.serial is not None:
-        return {"target": target.to_map()}
     if isinstance(target, Via):
+        json_value("registry", target.registry)
         return {"target": target.to_map()}
     given: object = target
-    if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
+    serial: object = target.serial if isinstance(target, Pid) else None
+    if isinstance(given, Pid) and type(serial) is int:
+        return {"target": json_value("target", given.to_map())}
+    if isinstance(given, bool) or not isinstance(given, str | int) or given == "" or serial is not None:
         raise InvalidOption(
-            f"a process is named by a name, a Pid or a Via, not by {target!r}",
+            f"a process is named by a name, a Pid or a Via, not by {repr(target)[:80]}",
             option="target",
-            value=repr(target),
+            value=repr(target)[:80],
             expected="str | Pid | Via",
         )
     return {"target": json_value("target", int(target) if isinstance(target, Pid) else target)}

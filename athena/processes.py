@@ -9,24 +9,24 @@ this one for example. Everything here goes over the supervisor that ``supervisor
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from athena import process_calls as calls
 from athena import recovery
 from athena.client import ConnectionLost
-from athena.errors import AlreadyStarted, AthenaError, InvalidOption, NoProcess, NotRunning, ProcessExited, Reason
-from athena.mailboxes import No, outcome
+from athena.errors import AlreadyStarted, InvalidOption, NoProcess, NotRunning, ProcessExited, Reason
+from athena.mailboxes import No, leftovers
 from athena.names import Via
 from athena.pid import Pid
 from athena.process_calls import Process
-from athena.recovery import ANSWER_S, RETRY_S
+from athena.recovery import ANSWER_S
 from athena.session_calls import Call, check_timeout
 from athena.signals import Down, Exit
 from athena.supervisors import Target, resolve
 from athena.tree_calls import Ignored, Started, with_pid
+from athena.waits import take
 
 T = TypeVar("T")
 
@@ -75,7 +75,11 @@ def receive(timeout: float | None = None, *, supervisor: Where = None) -> Any:
     supervisor is lost. A server gets its messages in ``handle_info`` instead.
     """
     _refuse_in_server("receive()")
-    message = _take(resolve(supervisor, create=False), None, timeout, "receive")
+    target = resolve(supervisor, create=False)
+    check_timeout(timeout)
+    message = leftovers.take(target.path)
+    if message is No.NEWS:
+        message = take(target, None, timeout, "receive", keep=lambda rest: leftovers.put(target.path, rest))
     if message is No.SUPERVISOR:
         raise ProcessExited("the supervisor was lost", reason="noconnection")
     return message
@@ -132,19 +136,27 @@ class _Awaited:
         self._target = target
         self._armed = armed
         self._is_over = False
+        self._rest: Any = No.NEWS
+        """The message, if it came when a wait was interrupted; the supervisor may have it still."""
         self._is_server = calls.is_server()
         self._os_pid = os.getpid()
 
-    def _take(self, timeout: float | None, what: str) -> Any:
+    def _take(self, timeout: float | None, what: str, meaning: Callable[[Any], Any]) -> Any:
         """The message; ``None`` once it was delivered, or if it will not come."""
         if self._is_server:
             raise in_handle_info(f"{what}.wait()")
         calls.check_same_process(self._os_pid, what)
         if self._is_over:
             return None
-        message = _take(self._target, self._armed, timeout, what)
+        message = take(self._target, self._armed, timeout, what, meaning, keep=self._keep)
+        # No call from here on: an interrupt comes at a call.
+        if message is No.MORE:
+            message = None if self._rest is No.NEWS else self._rest
         self._is_over = True
-        return None if message is No.MORE else message
+        return message
+
+    def _keep(self, message: Any) -> None:
+        self._rest = message
 
 
 class Monitor(_Awaited):
@@ -160,7 +172,11 @@ class Monitor(_Awaited):
 
         Raises :class:`~athena.errors.CallTimeout`. In a server the ``Down`` comes to ``handle_info``.
         """
-        return calls.down_of(self._take(timeout, "monitor"), self._armed, self._watched)
+        found: Down | None = self._take(timeout, "monitor", self._meaning)
+        return found
+
+    def _meaning(self, message: Any) -> Any:
+        return calls.down_of(message, self._armed, self._watched)
 
     def demonitor(self, flush: bool = False) -> bool:
         """Stop watching: no ``Down`` is made from now on. Returns whether it was still to come. Twice is a no-op.
@@ -188,7 +204,11 @@ class Link(_Awaited):
 
         Raises :class:`~athena.errors.CallTimeout`. In a server the ``Exit`` comes to ``handle_info``.
         """
-        return calls.exit_of(self._take(timeout, "link"), self.pid)
+        found: Exit | None = self._take(timeout, "link", self._meaning)
+        return found
+
+    def _meaning(self, message: Any) -> Any:
+        return calls.exit_of(message, self.pid)
 
     def unlink(self) -> None:
         """Undo it: nothing comes from it any more. Twice is a no-op."""
@@ -242,29 +262,6 @@ def _once(supervisor: Where, call: Call[T], timeout: float | None) -> T:
         return recovery.perform(resolve(supervisor, create=False), call, timeout, once=True)
     except ConnectionLost as error:
         raise ProcessExited(f"the supervisor was lost: {error}", reason="noconnection") from None
-
-
-def _take(target: Target, awaited: calls.Armed | None, timeout: float | None, what: str) -> Any:
-    """Ask for a message until it is there. :data:`No.SUPERVISOR` if what is awaited went with its supervisor, or there
-    is none to ask; :data:`No.MORE` if it will not come. Raises :class:`CallTimeout`."""
-    check_timeout(timeout)
-    waiting = calls.Waiting(awaited, timeout, what)
-    while True:
-        try:
-            found = outcome(target.pool.take(waiting.header(), waiting.limit_s()))
-        except (ConnectionLost, NotRunning) as error:
-            if waiting.is_lost(error):
-                return No.SUPERVISOR
-            time.sleep(RETRY_S)
-            continue
-        except TimeoutError as error:
-            if isinstance(error, AthenaError):
-                raise
-            found = No.TIME
-        if found is No.TIME:
-            raise waiting.error()
-        if found is not No.NEWS:
-            return found
 
 
 def _refuse_in_server(what: str) -> None:

@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from athena import failpoints
 from athena.errors import Reason
 from athena.wire import Frame, Framer
 
@@ -116,6 +117,8 @@ class Inbox:
 
     def _receive(self, frame: Frame) -> None:
         self.received += 1
+        if failpoints.hit is not None:
+            failpoints.hit(f"frame_in:{frame.header.get('op', frame.kind)}")
         match frame.kind:
             case "call" | "cast" | "info" | "stop":
                 self.put(frame)

@@ -75,9 +75,9 @@ def _required(daemon: Daemon, frame: Frame) -> int:
 
 
 def _shown(target: object) -> str:
-    if isinstance(target, Mapping):
-        return str(target["via"]) if "via" in target else f"with the pid {target.get('pid') or target.get('serial')}"
-    return repr(target)
+    if isinstance(target, Mapping) and "via" not in target:
+        return f"with the pid {target.get('pid') or target.get('serial')}"
+    return shortened(target["via"] if isinstance(target, Mapping) else target)
 
 
 def _not_self(daemon: Daemon, connection: Connection, frame: Frame) -> tuple[int, int]:
@@ -217,7 +217,7 @@ async def _stop(daemon: Daemon, connection: Connection, frame: Frame) -> None:
 
 
 async def _start_server(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    """Start a server on its own, linked to who asks if so wanted."""
+    """Start a server on its own, linked to who asks if so wanted. If nobody waits for the answer, it is stopped."""
     if daemon.is_stopping:
         raise Refused("the supervisor is stopping")
     given = frame.json()
@@ -239,6 +239,12 @@ async def _start_server(daemon: Daemon, connection: Connection, frame: Frame) ->
             raise StartError(f"{spec.start} did not start: {shortened(reason)}", reason=reason)
         case words.Ignored():
             connection.answer(frame, {"ignored": True})
+        case words.Started() if connection.channel.closed:
+            if parent is not None:
+                daemon.processes.unlink(leaf.serial, parent)
+            solo = daemon.forest.solos.get(leaf.serial)
+            if solo is not None:  # else it has ended already
+                await solo.stop()
         case words.Started(_, info):
             connection.answer(frame, {"started": leaf.pid_value(), "info": info})
 
@@ -246,6 +252,10 @@ async def _start_server(daemon: Daemon, connection: Connection, frame: Frame) ->
 async def _take(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """The message of a monitor or link (``ref``), or the next plain one; answered when it is there."""
     ref, asked, timeout = (frame.header.get(name) for name in ("ref", "supervisor", "timeout"))
+    if not isinstance(ref, int | None) or not isinstance(timeout, int | float | None):
+        raise ProtocolError(f"a wait is for a reference and for seconds, not for {ref!r} and {timeout!r}")
+    if connection.channel.closed:
+        return  # it was cut since it asked, and that has been told; a message for it now would wait for ever
     if asked not in (None, daemon.supervisor_id):
         connection.answer(frame, {"lost": True})  # what was asked for went with the supervisor before this one
         return

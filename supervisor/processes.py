@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, assert_never, runtim
 from athena.errors import AlreadyStarted, Busy, NoProcess, NotAServer, Reason
 from athena.wire import Header, loads
 from supervisor.client_process import ClientProcess
-from supervisor.mailbox import INBOX_BYTES, Mailbox, Message
+from supervisor.mailbox import INBOX_BYTES, MESSAGES_MAX, Mailbox, Message
 from supervisor.server_calls import ServerCalls, ServerProcess
 from supervisor.signals import Deliver, Down, Effect, End, Exit, Signals
 from supervisor.tree_answers import shortened
@@ -261,8 +261,11 @@ class Processes:
         self.signals.unlink(one, other)
 
     def exit(self, sender: int, target: int, reason: Reason) -> None:
-        """Send an exit signal."""
-        self._carry_out(self.signals.exit(sender, target, reason))
+        """Send an exit signal. Raises :class:`Busy` if it is a message for one that has too much unread."""
+        effects = self.signals.exit(sender, target, reason)
+        if any(isinstance(effect, Deliver) for effect in effects):  # one that ends it always does
+            self._check_room(self._live[target])
+        self._carry_out(effects)
 
     def set_trap_exit(self, serial: int, on: bool) -> None:
         """Exit signals but ``kill`` are messages for it, or are not."""
@@ -273,11 +276,18 @@ class Processes:
         process = self._live.get(serial)
         if process is None or not self.is_alive(serial):
             return
+        self._check_room(process)
+        self._tell(process, {"message": message})
+
+    def _check_room(self, process: Process) -> None:
+        """Raise :class:`Busy` if it has too much unread."""
         if isinstance(process, Inbox) and process.has_inbox:
             process.check_room()
-        elif not self.mailbox(serial).has_room:
-            raise Busy(f"{process.label} has {INBOX_BYTES} bytes of messages unread", limit=INBOX_BYTES)
-        self._tell(process, {"message": message})
+            return
+        mailbox = self._mailboxes.get(process.serial)
+        if mailbox is not None and not mailbox.has_room:
+            text = f"{process.label} has {INBOX_BYTES} bytes or {MESSAGES_MAX} messages unread"
+            raise Busy(text, limit=INBOX_BYTES)
 
     def _carry_out(self, effects: Iterable[Effect], asked: Target | None = None) -> None:
         """``asked`` is what the caller named: the number of one that is gone is known from there only.

@@ -14,13 +14,16 @@ from athena.wire import Frame, Header, dumps
 from supervisor.child_spec import ChildSpec
 from supervisor.keeper import Supervision
 from supervisor.launcher import Launched, LaunchRequest
-from supervisor.mailbox import INBOX_BYTES
+from supervisor.mailbox import INBOX_BYTES, MESSAGES_MAX
 from supervisor.member import Caller
 from supervisor.restart import bounded
 from supervisor.tree_process import Leaf
 from supervisor.tree_vocabulary import Ignored, Started
 
 logger = logging.getLogger(__name__)
+
+HELD_BYTES = 500
+"""What a message takes beside its body while it waits for a start."""
 
 DRAIN_S = 1.0
 """How long a dead child's pipe is read for its last words."""
@@ -43,6 +46,9 @@ class Function(Leaf):
         """Unknown until it is ready."""
         self._traps = False
         self._held: list[tuple[Header, bytes]] = []
+        self._held_bytes = 0
+        self._is_stopping = False
+        """An order to stop is in its inbox: what comes behind it is never read."""
         self._is_cut = False
         """It has closed its end of the pipe, and lives."""
         self._kept_fd: int | None = None
@@ -63,9 +69,12 @@ class Function(Leaf):
             raise ProcessExited(f"{self.label} has closed its end of the pipe", reason="noconnection")
         if self._is_server is False:
             raise NotAServer(f"{self.label} is a function, no Server: it takes no calls, casts and stops")
-        if header["kind"] != "stop":  # which ends a server that reads nothing more
+        if header["kind"] != "stop":
             self.check_room()
-        self._put(header, body)
+            self._put(header, body)
+        elif not self._is_stopping:  # there is room for one, which ends a server that reads nothing more
+            self._is_stopping = True
+            self._put(header, body)
 
     @property
     def has_inbox(self) -> bool:
@@ -74,10 +83,11 @@ class Function(Leaf):
 
     def check_room(self) -> None:
         """Raise :class:`Busy` while it leaves :data:`INBOX_BYTES` unread, those that wait for its start included."""
-        unsent = sum(len(body) for _, body in self._held)
         queued = 0 if self._channel is None else self._channel.queued_bytes
-        if unsent + queued > INBOX_BYTES:
+        if self._held_bytes + queued > INBOX_BYTES:
             raise Busy(f"{self.label} has {INBOX_BYTES} bytes of messages unread", limit=INBOX_BYTES)
+        if len(self._held) >= MESSAGES_MAX:  # it may be a function, whose mailbox takes no more
+            raise Busy(f"{self.label} has {MESSAGES_MAX} messages waiting for its start", limit=MESSAGES_MAX)
 
     def inform(self, message: dict[str, Any]) -> bool:
         match message:
@@ -109,6 +119,7 @@ class Function(Leaf):
     def _put(self, header: Header, body: bytes = b"") -> None:
         if self._is_server is None or self._channel is None:
             self._held.append((header, body))
+            self._held_bytes += HELD_BYTES + len(body)
         else:
             self._channel.send(header, body)  # as data, which is counted, and in order
 
@@ -186,7 +197,7 @@ class Function(Leaf):
 
     def _on_ready(self, *, is_server: bool) -> None:
         self._is_server = is_server
-        held, self._held = self._held, []
+        held, self._held, self._held_bytes = self._held, [], 0
         for header, body in held:
             if is_server:
                 self._put(header, body)

@@ -19,6 +19,7 @@ from athena.errors import CallTimeout, NoProcess, ProcessExited
 from athena.supervisors import EmbeddedSupervisor
 from athena.tree_calls import which_children
 from athena.trees import TreeHandle, list_trees
+from athena.wire import Frame
 from tests.helpers import TIME_UNIT, wait_until
 from tests.session_fixtures import is_gone
 
@@ -175,7 +176,7 @@ class Invariants:
             assert down is not None, "2"
             told.append(down.reason)
             asked = {"ref": monitor.ref, "supervisor": monitor._armed.supervisor, "timeout": 0}
-            assert self.at.pool.take(asked, REST_S * TIME_UNIT).json() == {"gone": True}, "2"
+            assert self.at.pool.take(asked, REST_S * TIME_UNIT, Frame.json) == {"gone": True}, "2"
         assert told[0] == told[1] or "noproc" in told, f"1: {told}"
         if witness.name is not None:
             holder = athena.whereis(witness.name, supervisor=self.at)
