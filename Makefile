@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 CODE := athena supervisor tests scripts
 
 .DEFAULT_GOAL := help
-.PHONY: help run install fmt lint types test fast slow cover bench docs check clean
+.PHONY: help run install fmt lint types test fast slow cover chaos bench docs check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ slow: $(VENV)/.dev ## only the slow tests: kills, damage, the real model
 cover: $(VENV)/.dev ## all tests but the slow ones, with a report of what they do not reach
 	$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -m "not slow" $(ARGS)
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report
+
+chaos: $(VENV)/.dev ## kill everything everywhere, 2,000 times, and compare what is left (ARGS="--trials N --seed S")
+	$(BIN)/python scripts/chaos.py $(ARGS)
 
 bench: $(VENV)/.dev ## measure Athena and its floor side by side
 	$(BIN)/python scripts/bench.py $(ARGS)
