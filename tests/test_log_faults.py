@@ -21,10 +21,11 @@ from athena.events import MAX_RECORD_BYTES, Event, encode
 from athena.loop.state import SessionState
 from athena.recorder import Recorder
 from athena.stores import open_store
-from athena.stores.base import Damage
-from athena.stores.jsonl import MIN_QUOTA_BYTES, RESERVE_BYTES, JsonlLog, JsonlStore
+from athena.stores.base import RESERVE_BYTES, Damage
+from athena.stores.jsonl import MIN_QUOTA_BYTES, JsonlLog, JsonlStore
 from athena.stores.lines import MAX_LINE_BYTES, is_event
 from athena.testing.store_contract import append_events
+from tests.engine import engine
 from tests.helpers import wait_until_async
 
 BREAKS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r\n"
@@ -180,6 +181,145 @@ def test_what_only_looks_like_an_end_of_line_is_text(text: str, key: str) -> Non
         assert found[2].data == {"text": "a\u2028b\u2029c\x85"}
         assert store.verify("a") == Damage()
         assert_goes_on(store, [*(e.line for e in events), raw], 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "lines", "damage"),
+    [
+        (b"", 0, Damage()),
+        (b"\n", 0, Damage(bad_lines=1)),
+        (b"\n\n\n", 0, Damage(bad_lines=3)),
+        (b"\r\n", 0, Damage(bad_lines=1)),
+        (b"\xef\xbb\xbf", 0, Damage(torn_bytes=3, torn_file="a.torn-1")),
+    ],
+    ids=["empty", "a newline", "newlines", "crlf", "a mark"],
+)
+def test_a_file_with_no_event_is_a_log_without_events(
+    store: JsonlStore, data: bytes, lines: int, damage: Damage
+) -> None:
+    write(store, data)
+    assert (list(store.read("a")), store.tail("a", 3)) == ([], [])
+    found = damage_of(store)
+    assert (found.bad_lines, found.torn_bytes) == (damage.bad_lines, damage.torn_bytes)
+    assert_goes_on(store, [], 0)
+
+
+def test_a_log_that_an_editor_has_saved_keeps_every_event(store: JsonlStore) -> None:
+    """With a byte order mark, the line ends of another system, and blank lines at the end."""
+    events = [encode(1, "session_start", {"format": 1, "session_id": "a"})]
+    events += [encode(n, "user_message", {"text": "é\u2028"}) for n in range(2, 5)]
+    write(store, b"\xef\xbb\xbf" + b"\r\n".join(e.line for e in events) + b"\r\n\r\n")
+    before = store.path("a").read_bytes()
+    assert [e.data for e in store.read("a")] == [e.data for e in events]
+    assert [e.seq for e in store.read("a", 2)] == [3, 4]
+    assert damage_of(store) == Damage(bad_lines=1)
+    assert store.path("a").read_bytes() == before
+    log = store.open("a")
+    (last,) = append_events(log, 1)
+    log.close()
+    assert (last.seq, store.path("a").read_bytes()) == (5, before + last.line + b"\n")
+    store.path("b").write_bytes(before)
+    with pytest.raises(StoreError, match="copy of session 'a'"):
+        store.open("b")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), "\ud800", "a\udcffb", {"\ud83d": 1}])
+async def test_no_value_costs_a_log_its_form(store: JsonlStore, value: Any) -> None:
+    recorder = Recorder(store.open("a"), SessionState(), durability="os", publish=lambda event: None)
+    await recorder.record("tool_call", {"value": value})
+    await recorder.record("tool_call", {"value": [value]})
+    recorder.close()
+    assert [e.seq for e in store.read("a")] == [1, 2]
+    assert store.verify("a") == Damage()
+    store.path("a").read_bytes().decode("utf-8")
+
+
+def test_a_number_that_is_no_json_is_a_bad_line(store: JsonlStore) -> None:
+    lines = lines_of(3)
+    write(store, lines[0] + b'{"seq":2,"event":"user_message","data":{"x":NaN}}\n' + lines[2])
+    assert damage_of(store) == Damage(bad_lines=1, missing_events=1)
+    assert_goes_on(store, [lines[0], lines[2]], 3)
+
+
+async def test_a_turn_whose_end_is_a_bad_line_has_ended_for_whoever_asks(store: JsonlStore) -> None:
+    async with engine(["one", "two"], log=store.open("s1")) as e:
+        await e.send("go", "m1")
+        await e.send("go", "m2")
+    lines = store.path("s1").read_bytes().split(b"\n")
+    first_end = next(n for n, line in enumerate(lines) if b'"turn_end"' in line)
+    lines[first_end] = b"\0" * len(lines[first_end])
+    store.path("s1").write_bytes(b"\n".join(lines))
+    async with engine(["x"] * 9, log=store.open("s1")) as e:
+        found = await e.send("go", "m1")  # the same id again: it does not run twice, and it does not wait for ever
+        assert (found.finish_reason, found.text) == ("error_during_execution", "one")
+        assert "damaged" in (found.error or {})["message"]
+        assert (await e.send("go", "m2")).text == "two"
+        assert e.kinds() == ["session_resume"]
+
+
+# --- in use ----------------------------------------------------------------------------------------------------------
+
+
+def replace_it(path: Path) -> None:
+    path.rename(path.with_suffix(".old"))
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("harm", "heal"),
+    [
+        (lambda path: path.rename(path.with_suffix(".old")), lambda path: path.with_suffix(".old").rename(path)),
+        (replace_it, lambda path: path.with_suffix(".old").replace(path)),
+        (
+            lambda path: path.parent.rename(path.parent.with_name("b")),
+            lambda path: path.parent.with_name("b").rename(path.parent),
+        ),
+    ],
+    ids=["moved", "replaced", "directory moved"],
+)
+async def test_a_log_that_loses_its_name_takes_nothing_until_it_has_it_again(
+    tmp_path: Path, harm: Any, heal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("athena.recorder.RETRY_FIRST_S", 0.001)
+    monkeypatch.setattr("athena.recorder.RETRY_MAX_S", 0.01)
+    store = JsonlStore(tmp_path / "logs")
+    said: list[str | None] = []
+    recorder = Recorder(
+        store.open("a"), SessionState(), durability="os", publish=lambda event: None, on_degraded=said.append
+    )
+    await recorder.record("user_message", {"text": "before"})
+    before = store.path("a").read_bytes()
+    harm(store.path("a"))
+    with pytest.raises(DiskError, match=r"moved|place of the log") as caught:
+        await recorder.record("user_message", {}, waits=False)
+    assert caught.value.errno == errno.ENOENT
+    waiting = asyncio.create_task(recorder.record("user_message", {"text": "after"}))
+    await wait_until_async(lambda: said == ["disk"])
+    heal(store.path("a"))
+    event = await waiting
+    assert said == ["disk", None]
+    recorder.close()
+    assert store.path("a").read_bytes() == before + event.line + b"\n"
+
+
+def test_a_log_that_is_deleted_in_use_says_so_and_is_not_made_again_behind_its_writer(store: JsonlStore) -> None:
+    log = store.open("a")
+    append_events(log, 2)
+    store.path("a").unlink()
+    with pytest.raises(DiskError, match="deleted"):
+        append_events(log, 1)
+    assert store.list() == []
+    log.close()
+
+
+def test_a_log_that_is_made_read_only_in_use_goes_on_for_its_writer(store: JsonlStore) -> None:
+    log = store.open("a")
+    events = append_events(log, 2)
+    store.path("a").chmod(0o400)
+    events += append_events(log, 2)
+    log.sync()
+    log.close()
+    assert list(store.read("a")) == events
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------

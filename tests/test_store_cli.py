@@ -67,6 +67,7 @@ def test_verify_tells_what_is_damaged_and_changes_nothing(logs: JsonlStore) -> N
     assert bad == {
         "session_id": "bad", "damaged": True, "events": 4, "last_seq": 6, "bad_lines": 1, "missing_events": 2,
         "unfinished_bytes": 6, "gaps": [[4, 5]], "misfits": 1, "belongs_to": None, "writer": None,
+        "missing_blobs": 0, "orphan_blobs": 0, "parent": None, "lost_parent": None,
     }  # fmt: skip
     shown = athena("store", "verify")
     assert shown.code == 1
@@ -90,7 +91,8 @@ def test_repair_keeps_a_backup_and_the_events(logs: JsonlStore) -> None:
     path = make(logs, "bad", damage=b"rubbish\n")
     before = path.read_bytes()
     done = athena("store", "repair", "bad", "--json").json
-    assert (done["repaired"], done["found"]) == (True, {"bad_lines": 1, "missing_events": 0, "unfinished_bytes": 0})
+    found = {"bad_lines": 1, "missing_events": 0, "unfinished_bytes": 0, "missing_blobs": 0}
+    assert (done["repaired"], done["found"]) == (True, found)
     assert Path(done["backup"]).read_bytes() == before
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(Path(done["backup"]).stat().st_mode) == 0o600
     assert [e.event for e in logs.read("bad")] == ["session_start", "user_message", "user_message", "repaired"]

@@ -10,21 +10,34 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from athena.events import Event
+from athena.events import Cursor, Event
+
+RESERVE_BYTES = 256 * 1024
+"""What a log may have above its quota for what is :data:`ESSENTIAL`."""
+
+ESSENTIAL = frozenset(
+    {
+        "file_edit", "files_restored", "interrupted", "message_cancelled", "session_end", "session_resume",
+        "session_start", "tool_result", "turn_end", "turn_resumed",
+    }
+)  # fmt: skip
+"""What begins or ends a session's life or a turn, or says what a tool has done already."""
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What is wrong with a log: lines that are no events, bytes of a torn last line that were moved to a file, and
-    numbers between its events that no event has. An event that became unreadable counts as a line and as a number."""
+    """What is wrong with a log: lines that are no events, bytes of a torn last line that were moved to a file,
+    numbers between its events that no event has, and a session that it was forked from whose log is gone. An event
+    that became unreadable counts as a line and as a number."""
 
     bad_lines: int = 0
     torn_bytes: int = 0
     torn_file: str | None = None
     missing_events: int = 0
+    lost_parent: str | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.bad_lines or self.torn_bytes or self.missing_events)
+        return bool(self.bad_lines or self.torn_bytes or self.missing_events or self.lost_parent)
 
 
 class Log(Protocol):
@@ -100,4 +113,23 @@ class DeletingStore(Store, Protocol):
 
         Raises :class:`athena.errors.LogLocked` while somebody writes it; then it is as it was.
         """
+        ...
+
+
+@runtime_checkable
+class ForkingStore(Store, Protocol):
+    """A store in which a log may go on from a point of another one. This is optional, as above."""
+
+    def fork(self, session_id: str, new_id: str, at: Cursor, *, is_writer: bool = False) -> None:
+        """Make the log of ``new_id``, whose events follow those of ``session_id`` up to ``at``, with the seqs after it.
+        It is on disk when this returns. Again with the same arguments is a no-op.
+
+        ``is_writer``: this process has the log of ``session_id`` open. Raises :class:`athena.errors.NotFound` if there
+        is no such event, :class:`athena.errors.LogLocked` if another process writes that log,
+        :class:`athena.errors.StoreError` if ``new_id`` has a log.
+        """
+        ...
+
+    def forks(self, session_id: str) -> list[str]:
+        """The sessions whose logs go on from this one's, sorted."""
         ...

@@ -20,22 +20,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+from athena import failpoints
 from athena.errors import DiskError, InvalidOption, StoreError
-from athena.events import Event, check_session_id
-from athena.stores.base import Damage
+from athena.events import Cursor, Event, check_session_id
+from athena.stores.base import ESSENTIAL, RESERVE_BYTES, Damage
+from athena.stores.blobs import Blobs, split_ref
 from athena.stores.files import (
     MOUNTS,
     make_private_dirs,
     mend_tail,
     network_file_system,
     open_log_to_write,
-    read_log,
-    read_log_tail,
     refuse_foreign,
     store_error,
     sync_dir,
 )
+from athena.stores.forks import forks_of, make_fork, read_forked, tail_forked
 from athena.stores.lines import SLICE_BYTES, Tally, tail_events
+from athena.stores.materialise import materialise
 from athena.stores.upkeep import LogReport, Repair, delete_log, files_beside, inspect_log, repair_log
 
 KEPT_BYTES = 1 << 20
@@ -44,17 +46,6 @@ which holds it after a failed write on ext4 and xfs; more memory for each of a t
 rest."""
 
 MIN_QUOTA_BYTES = 64 * 1024
-RESERVE_BYTES = 256 * 1024
-"""What a log may have above its quota for what begins or ends a session's life or a turn, or says what a tool has
-done already."""
-
-_ESSENTIAL = frozenset(
-    {
-        "interrupted", "message_cancelled", "session_end", "session_resume", "session_start", "tool_result", "turn_end",
-        "turn_resumed",
-    }
-)  # fmt: skip
-
 _SUFFIX = ".jsonl"
 
 
@@ -107,11 +98,24 @@ class JsonlStore:
 
     def read(self, session_id: str, after: int = 0) -> Iterator[Event]:
         """See :class:`athena.stores.base.Store`. Reads what is there when the first event is asked for."""
-        return read_log(self.path(session_id), session_id, after, Tally())
+        return read_forked(self.path(session_id), session_id, after, Tally())
 
     def tail(self, session_id: str, count: int) -> list[Event]:
         """The last ``count`` events; the rest of the file is not read."""
-        return read_log_tail(self.path(session_id), session_id, count)
+        return tail_forked(self.path(session_id), session_id, count)
+
+    def fork(self, session_id: str, new_id: str, at: Cursor, *, is_writer: bool = False) -> None:
+        """See :class:`athena.stores.base.ForkingStore`."""
+        make_fork(self.path(session_id), self.path(new_id), at, is_writer=is_writer)
+
+    def forks(self, session_id: str) -> list[str]:
+        """See :class:`athena.stores.base.ForkingStore`."""
+        try:
+            return forks_of(self.root).get(check_session_id(session_id), [])
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise store_error(error, "list the logs in", self.root) from error
 
     def list(self) -> list[str]:
         """All session ids, sorted. Files with another name than a log's are none of ours."""
@@ -135,6 +139,15 @@ class JsonlStore:
     def repair(self, session_id: str) -> Repair:
         """Make a damaged log whole, see :func:`athena.stores.upkeep.repair_log`."""
         return repair_log(self.path(session_id), session_id)
+
+    def materialise(self, session_id: str) -> int:
+        """Give a fork a copy of its past, see :func:`athena.stores.materialise.materialise`."""
+        return materialise(self.path(session_id), session_id)
+
+    def read_blob(self, ref: str) -> bytes:
+        """See :class:`athena.stores.blobs.BlobStore`."""
+        session_id, name = split_ref(ref)
+        return Blobs(self.path(session_id)).read(name)
 
     def delete(self, session_id: str) -> bool:
         """See :class:`athena.stores.base.DeletingStore`."""
@@ -178,7 +191,8 @@ class JsonlLog:
         self._dirs = list(dirs)  # until the first sync, which makes the file's own name survive too
         self._lock = threading.Lock()
         self._syncing = threading.Lock()
-        self._size_bytes = os.fstat(fd).st_size
+        self._identity = os.fstat(fd)
+        self._size_bytes = self._identity.st_size
         # What lies below this offset is on disk. A predecessor may have died before it synced its last events, so the
         # end of what it left counts as not synced.
         self._durable_bytes = max(0, self._size_bytes - KEPT_BYTES)
@@ -188,6 +202,8 @@ class JsonlLog:
         self._sync_failed = False
         last = tail_events(fd, self._size_bytes, 1)
         self._last_seq = last[0].seq if last else 0
+        self._blobs = Blobs(path)
+        self._blob_bytes = sum(self._blobs.sizes().values()) if max_bytes is not None else 0
         _open_logs.add(self)
 
     @property
@@ -203,12 +219,13 @@ class JsonlLog:
     def append(self, event: Event) -> None:
         """See :class:`athena.stores.base.Log`. One ``write(2)``, undone if it was short and the rest fails."""
         record = event.line + b"\n"
+        if failpoints.hit is not None:
+            failpoints.hit(f"append:{event.event}")
         with self._lock:
             self._check(event)
-            self._keep_quota(event, len(record))
+            self._check_quota(len(record), RESERVE_BYTES if event.event in ESSENTIAL else 0)
             try:
-                if os.fstat(self._fd).st_nlink == 0:  # nobody would ever read what is written now
-                    raise FileNotFoundError(errno.ENOENT, "the log was deleted")
+                self._check_name()
                 if self._broken:
                     self._roll_back()
                 self._broken = True  # until the numbers below are right again, whatever interrupts us
@@ -226,6 +243,25 @@ class JsonlLog:
             self._kept_bytes += len(record)
             if self._kept_bytes > KEPT_BYTES:
                 self._forget_kept(KEPT_BYTES)
+        if failpoints.hit is not None:
+            failpoints.hit(f"appended:{event.event}")
+
+    def put_blob(self, data: bytes, *, durable: bool) -> str:
+        """See :class:`athena.stores.blobs.BlobLog`. Counts for the quota."""
+        if self._fd < 0:
+            raise self._closed()
+        try:
+            self._check_quota(len(data))
+            if failpoints.hit is not None:
+                failpoints.hit("blob")
+            ref = self._blobs.put(data, durable=durable)
+            if failpoints.hit is not None:
+                failpoints.hit("blob_kept")
+        except OSError as error:
+            raise self._disk_error("write a blob beside", error) from error
+        if self._max_bytes is not None:
+            self._blob_bytes = sum(self._blobs.sizes().values())
+        return ref
 
     def sync(self) -> None:
         """See :class:`athena.stores.base.Log`. Returns at once if another thread's sync covered all that is here
@@ -242,6 +278,8 @@ class JsonlLog:
                 if self._sync_failed:
                     with self._lock:
                         self._write_again()
+                if failpoints.hit is not None:
+                    failpoints.hit("sync")
                 self._sync_file(self._fd)
                 for directory in self._dirs:
                     sync_dir(directory)
@@ -253,15 +291,18 @@ class JsonlLog:
                 self._dirs.clear()
                 self._durable_bytes = covered_bytes
                 self._forget_kept(self._size_bytes - covered_bytes)
+            if failpoints.hit is not None:
+                failpoints.hit("synced")
 
     def read(self, after: int = 0) -> Iterator[Event]:
         """See :class:`athena.stores.base.Log`."""
         tally = Tally()
-        yield from read_log(self.path, self.path.stem, after, tally)
+        yield from read_forked(self.path, self.path.stem, after, tally)
         if tally.bad_lines > self._damage.bad_lines:
             self._damage = replace(self._damage, bad_lines=tally.bad_lines)
         if after == 0:  # what precedes the first event that is read is missing only at the log's beginning
-            self._damage = replace(self._damage, missing_events=tally.missing_events)
+            missing, lost = tally.missing_events, tally.lost_parent
+            self._damage = replace(self._damage, missing_events=missing, lost_parent=lost)
 
     def close(self) -> None:
         """Give the lock back; waits for a sync that runs. Safe to call twice."""
@@ -287,14 +328,23 @@ class JsonlLog:
         if not event.line or b"\n" in event.line:
             raise StoreError("an event to append needs its line, without a newline", session_id=self.path.stem)
 
-    def _keep_quota(self, event: Event, more_bytes: int) -> None:
+    def _check_name(self) -> None:
+        """Nobody would ever read what is written to a log that has lost its name, and a second writer may have it."""
+        try:
+            is_ours = os.path.samestat(os.stat(self.path, follow_symlinks=False), self._identity)
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, "the log was deleted or moved") from None
+        if not is_ours:
+            raise FileNotFoundError(errno.ENOENT, "another file has been put in the place of the log")
+
+    def _check_quota(self, more_bytes: int, reserve_bytes: int = 0) -> None:
         if self._max_bytes is None:
             return
-        allowed_bytes = self._max_bytes + (RESERVE_BYTES if event.event in _ESSENTIAL else 0)
-        if self._size_bytes + more_bytes > allowed_bytes:
+        size_bytes = self._size_bytes + self._blob_bytes
+        if size_bytes + more_bytes > self._max_bytes + reserve_bytes:
             raise DiskError(
-                f"the log {str(self.path)!r} has {self._size_bytes} bytes, and {more_bytes} more are over its quota of"
-                f" {self._max_bytes}; stop the session and start it with a larger max_log_bytes",
+                f"the log {str(self.path)!r} has {size_bytes} bytes with its blobs, and {more_bytes} more are over its"
+                f" quota of {self._max_bytes}; stop the session and start it with a larger max_log_bytes",
                 session_id=self.path.stem,
                 path=str(self.path),
                 errno=errno.EDQUOT,

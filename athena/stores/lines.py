@@ -8,9 +8,10 @@ and skipped, and never stops the reading of the rest.
 from __future__ import annotations
 
 import os
+from codecs import BOM_UTF8
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from athena.events import MAX_RECORD_BYTES, Event, decode
 
@@ -28,12 +29,13 @@ _TAIL_BYTES_PER_EVENT = 1024  # a guess that is usually enough; the window grows
 
 @dataclass(slots=True)
 class Tally:
-    """What reading goes by and finds: the last seq before the first line (or of the last event), bad lines, and numbers
-    that no event has."""
+    """What reading goes by and finds: the last seq before the first line (or of the last event), bad lines, numbers
+    that no event has, and a log that this one was forked from and that is not there."""
 
     last_seq: int = 0
     bad_lines: int = 0
     missing_events: int = 0
+    lost_parent: str | None = None
 
     def take(self, event: Event) -> Event:
         """Count ``event``, which is the next. What a repair has dealt with is no damage any more."""
@@ -79,7 +81,7 @@ def number_events(lines: Iterable[bytes | None], tally: Tally) -> Iterator[Event
         try:
             if line is None:
                 raise ValueError("line too long")
-            event = decode(line, (held.seq if held else tally.last_seq) + 1)
+            event = _decode(line, (held.seq if held else tally.last_seq) + 1)
         except ValueError:
             tally.bad_lines += 1
             continue
@@ -152,11 +154,21 @@ def is_event(line: bytes) -> bool:
 def begun_by(line: bytes | None) -> str | None:
     """The session that ``line`` says it is the beginning of, if it is one and says so (ExAthena's does not)."""
     try:
-        event = decode(line or b"", 1)
+        event = _decode(line or b"", 1)
     except ValueError:
         return None
-    owner = event.data.get("session_id") if event.event == "session_start" else None
+    owner = event.data.get("session_id") if event.event in ("session_start", "fork") else None
     return owner if isinstance(owner, str) else None
+
+
+def _decode(line: bytes, seq: int) -> Event:
+    """As :func:`decode`, of a line that an editor may have begun with a byte order mark."""
+    try:
+        return decode(line, seq)
+    except ValueError:
+        if not line.startswith(BOM_UTF8):
+            raise
+    return replace(decode(line.removeprefix(BOM_UTF8), seq), line=line)
 
 
 def _seek(fd: int, end: int, after: int) -> int:

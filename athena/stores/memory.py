@@ -6,14 +6,15 @@ and :meth:`MemoryStore.preload` puts back what a predecessor sent.
 
 from __future__ import annotations
 
+import errno
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from athena.errors import LogLocked, StoreError
+from athena.errors import DiskError, LogLocked, StoreError
 from athena.events import Event, check_session_id, decode
-from athena.stores.base import Damage
+from athena.stores.base import ESSENTIAL, RESERVE_BYTES, Damage
 from athena.stores.lines import Tally, number_events
 
 MAX_BYTES = 64 * 1024 * 1024
@@ -43,7 +44,8 @@ class _Lines:
 
 class MemoryStore:
     """Logs that live as long as this object. ``sink`` is called with each event before it is kept; what it raises comes
-    out of ``append``, and the event is not kept. Over ``max_bytes`` an append raises :class:`StoreError`."""
+    out of ``append``, and the event is not kept. Over ``max_bytes`` an append raises :class:`DiskError`, as a full
+    disk."""
 
     def __init__(self, *, max_bytes: int = MAX_BYTES, sink: Callable[[Event], None] | None = None) -> None:
         self.max_bytes = max_bytes
@@ -82,7 +84,7 @@ class MemoryStore:
             raise StoreError(f"the log of session {session_id!r} is in use", session_id=session_id)
         tally, fresh = Tally(), _Lines()
         for event in number_events((line.removesuffix(b"\n") for line in lines), tally):
-            self.reserve(session_id, len(event.line))
+            self.reserve(session_id, len(event.line), is_essential=True)
             fresh.add(event.line, event.seq)
         fresh.damage = Damage(bad_lines=tally.bad_lines, missing_events=tally.missing_events)
         self._logs[session_id] = fresh
@@ -98,13 +100,16 @@ class MemoryStore:
         self.size_bytes -= sum(map(len, found.lines))
         return True
 
-    def reserve(self, session_id: str, more_bytes: int) -> None:
-        """Count ``more_bytes``, or raise :class:`StoreError` if they do not fit."""
-        if self.size_bytes + more_bytes > self.max_bytes:
-            raise StoreError(
+    def reserve(self, session_id: str, more_bytes: int, *, is_essential: bool = False) -> None:
+        """Count ``more_bytes``, or raise :class:`DiskError` if they do not fit. An eighth at most is kept for what is
+        essential: a turn in a full store can be ended."""
+        kept_bytes = 0 if is_essential else min(RESERVE_BYTES, self.max_bytes // 8)
+        if self.size_bytes + more_bytes > self.max_bytes - kept_bytes:
+            raise DiskError(
                 f"the in-memory store is full ({self.max_bytes} bytes); use store='jsonl' for long sessions",
                 session_id=session_id,
-                max_bytes=self.max_bytes,
+                errno=errno.EDQUOT,
+                max_log_bytes=self.max_bytes,
             )
         self.size_bytes += more_bytes
 
@@ -142,12 +147,12 @@ class MemoryLog:
                 f"the next event of {self.session_id!r} has seq {self.last_seq + 1} and its line, not {event!r}",
                 session_id=self.session_id,
             )
-        self._store.reserve(self.session_id, len(event.line))
+        self._store.reserve(self.session_id, len(event.line), is_essential=event.event in ESSENTIAL)
         if self._store.sink is not None:
             try:
                 self._store.sink(event)
             except BaseException:
-                self._store.reserve(self.session_id, -len(event.line))
+                self._store.size_bytes -= len(event.line)
                 raise
         self._lines.add(event.line, event.seq)
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from athena.errors import NotFound
 from athena.events import Event, encode
 from athena.stores.base import Damage
+from athena.stores.blob_upkeep import Named
+from athena.stores.blobs import Blobs
 from athena.stores.files import (
     copy_aside,
     lock_holder,
@@ -25,13 +28,14 @@ from athena.stores.files import (
     store_error,
     sync_dir,
 )
+from athena.stores.forks import Origin, origin_of, past_of, refuse_with_forks
 from athena.stores.lines import Tally, begun_by, end_of_lines, read_events
 
 GAPS_SHOWN = 20
 """Ranges of missing numbers that a report has; more than that is told by their count."""
 
-_BESIDE = re.compile(r"([A-Za-z0-9_-]{1,128})\.(?:torn-\d+|backup-\d+|repairing)")
-"""Files that belong to a log."""
+_BESIDE = re.compile(r"([A-Za-z0-9_-]{1,128})\.(?:torn-\d+|backup-\d+|repairing|forking|blobs)")
+"""Files that belong to a log, and the directory of its blobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +55,18 @@ class LogReport:
     """Another session, as which the log begins."""
     writer: int | None
     """The process that holds the lock, if one does and the kernel tells."""
+    missing_blobs: tuple[str, ...] = ()
+    """References to what is gone, or has other bytes than it had."""
+    orphan_blobs: tuple[str, ...] = ()
+    """Files among the blobs that no event names: a crash came before the line. They cost room and nothing else."""
+    origin: Origin | None = None
+    """What it goes on from, if it is a fork."""
 
     @property
     def is_damaged(self) -> bool:
         """Whether something should be looked at."""
-        return bool(self.damage) or self.belongs_to is not None or (bool(self.unfinished_bytes) and not self.writer)
+        is_torn = bool(self.unfinished_bytes) and not self.writer
+        return bool(self.damage) or bool(self.missing_blobs) or self.belongs_to is not None or is_torn
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +89,7 @@ def inspect_log(path: Path, session_id: str) -> LogReport:
     except OSError as error:
         raise store_error(error, "read the log", path, session_id) from error
     try:
-        return _inspect(fd, session_id, lock_holder(fd))
+        return _inspect(fd, path, session_id, lock_holder(fd))
     except OSError as error:
         raise store_error(error, "read the log", path, session_id) from error
     finally:
@@ -99,12 +110,12 @@ def repair_log(path: Path, session_id: str) -> Repair:
         raise store_error(error, "open the log", path, session_id) from error
     try:
         refuse_foreign(fd, path, session_id)
-        found = _inspect(fd, session_id, None)
-        if not found.is_damaged:
+        found = _inspect(fd, path, session_id, None)
+        if not replace(found, damage=replace(found.damage, lost_parent=None)).is_damaged:  # that is no file of ours
             return Repair(found, None)
         backup = copy_aside(fd, 0, found.size_bytes, path, "backup")
         mend_tail(fd, path)
-        if found.damage:
+        if found.damage or found.missing_blobs:
             _rewrite(fd, path, found, backup)
         return Repair(found, backup)
     except OSError as error:
@@ -129,11 +140,19 @@ def files_beside(root: Path) -> dict[str, list[Path]]:
     return found
 
 
-def delete_log(path: Path, session_id: str, beside: Iterable[Path], *, unless_after: float | None = None) -> bool:
+def delete_log(
+    path: Path,
+    session_id: str,
+    beside: Iterable[Path],
+    *,
+    unless_after: float | None = None,
+    knows_forks: bool = False,
+) -> bool:
     """Remove a log, and before it what is ``beside``, so that what a crash leaves is still a log that can be removed.
 
     ``False``, and nothing is removed, if there is none or if it was written after ``unless_after`` (seconds since the
-    epoch). Raises :class:`LogLocked`, :class:`athena.errors.StoreError`.
+    epoch). ``knows_forks`` is of who has looked that there are none: a log that was forked since then counts as
+    written. Raises :class:`LogLocked`, :class:`athena.errors.HasForks`, :class:`athena.errors.StoreError`.
     """
     try:
         fd = open_log_to_write(path, session_id, make=False)
@@ -144,8 +163,10 @@ def delete_log(path: Path, session_id: str, beside: Iterable[Path], *, unless_af
     try:
         if unless_after is not None and os.fstat(fd).st_mtime > unless_after:
             return False
+        if not knows_forks:
+            refuse_with_forks(path)
         for file in beside:
-            file.unlink(missing_ok=True)
+            _remove(file)
         path.unlink()
         sync_dir(path.parent)
         return True
@@ -155,15 +176,38 @@ def delete_log(path: Path, session_id: str, beside: Iterable[Path], *, unless_af
         os.close(fd)
 
 
+def disk_bytes(paths: Iterable[Path]) -> int:
+    """What these files, and the files in these directories, have; what is not there has nothing."""
+    total = 0
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            total += disk_bytes(path.iterdir())
+        elif path.is_file():
+            total += path.stat().st_size
+    return total
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _not_found(path: Path, session_id: str) -> NotFound:
     return NotFound(f"there is no log of session {session_id!r} ({str(path)!r})", target=session_id)
 
 
-def _inspect(fd: int, session_id: str, writer: int | None) -> LogReport:
+def _inspect(fd: int, path: Path, session_id: str, writer: int | None) -> LogReport:
     size_bytes = os.fstat(fd).st_size
-    tally, count, previous, foreign = Tally(), 0, 0, None
+    origin = origin_of(path)
+    previous = 0 if origin is None else origin.at.seq
+    tally, count, foreign = Tally(last_seq=previous), 0, None
+    past_of(path, tally)
     gaps: list[tuple[int, int]] = []
+    named = Named(path, session_id)
     for event in read_events(fd, size_bytes, 0, tally):
+        named.take(event)
         count += 1
         if event.seq > previous + 1 and len(gaps) < GAPS_SHOWN:
             gaps.append((previous + 1, event.seq - 1))
@@ -176,11 +220,14 @@ def _inspect(fd: int, session_id: str, writer: int | None) -> LogReport:
         size_bytes=size_bytes,
         events=count,
         last_seq=previous,
-        damage=Damage(bad_lines=tally.bad_lines, missing_events=tally.missing_events),
+        damage=Damage(bad_lines=tally.bad_lines, missing_events=tally.missing_events, lost_parent=tally.lost_parent),
         gaps=tuple(gaps),
         unfinished_bytes=size_bytes - end_of_lines(fd, size_bytes),
         belongs_to=foreign,
         writer=writer,
+        missing_blobs=tuple(named.missing),
+        orphan_blobs=tuple(sorted(Blobs(path).sizes().keys() - named.names)),
+        origin=origin,
     )
 
 
@@ -216,6 +263,7 @@ def _account(found: LogReport, backup: Path) -> dict[str, object]:
         "bad_lines": found.damage.bad_lines,
         "missing_events": found.damage.missing_events,
         "gaps": found.gaps,
+        "missing_blobs": found.missing_blobs,
         "backup": backup.name,
     }
 

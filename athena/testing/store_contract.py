@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from athena.errors import InvalidSessionId, LogLocked, StoreError
+from athena.errors import InvalidSessionId, LogLocked, NotFound, StoreError
 from athena.events import Event, decode, encode
 from athena.stores.base import Damage, DeletingStore, Log, Store
+from athena.stores.blobs import BlobLog, BlobStore
 
 STRANGE_TEXT = 'line\u2028and\u2029paragraph, \x00 \x7f \x85 "quoted" \\ \r\n\ttab, Ωλ 漢字 😀 \U0010fffd \ufeff'
 ILLEGAL_IDS = ("", ".", "..", "../up", "a/b", "/etc/passwd", "a.b", "a b", "a\n", "a\x00", "é", "x" * 129)
@@ -222,6 +223,27 @@ class StoreContract:
         assert list(store.read("a")) == events
         log.close()
         assert deleting.delete("a")
+
+    def test_a_large_value_out_of_line_comes_back_by_its_reference(self, store: Store) -> None:
+        log = store.open("a")
+        if not (isinstance(store, BlobStore) and isinstance(log, BlobLog)):
+            log.close()
+            pytest.skip("this store keeps nothing out of line")
+        values = [b"", b"x" * 100_000, STRANGE_TEXT.encode()]
+        refs = [log.put_blob(value, durable=durable) for value in values for durable in (False, True)]
+        assert len(set(refs)) == len(values)  # the same bytes are one blob
+        append_events(log, 1)
+        log.close()
+        again = self.reopened(store)
+        assert isinstance(again, BlobStore)
+        assert [again.read_blob(ref) for ref in refs[::2]] == values
+        with pytest.raises(NotFound):
+            again.read_blob(refs[0][:-1] + ("0" if refs[0][-1] != "0" else "1"))
+        with pytest.raises(StoreError):
+            log.put_blob(b"x", durable=False)
+        _deleting(store).delete("a")
+        with pytest.raises(NotFound):
+            again.read_blob(refs[0])
 
     @pytest.mark.parametrize("session_id", ILLEGAL_IDS)
     def test_an_illegal_session_id_is_refused_everywhere(self, store: Store, session_id: str) -> None:
