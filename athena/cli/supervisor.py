@@ -77,9 +77,30 @@ def stop(json: Json = False) -> int:
 
 @app.command()
 def restart(json: Json = False) -> int:
-    """Stop it if it runs, and start it."""
-    _stop(default_socket())
+    """Stop it in order if it runs, and start it. Its sessions come back, and who waits for one goes on waiting."""
+    _stop(default_socket(), restart=True)
     return _start(as_json=json)
+
+
+@app.command()
+def install(
+    show: Annotated[bool, typer.Option("--print", help="Only show the unit.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace another unit of that name.")] = False,
+    json: Json = False,
+) -> int:
+    """Have systemd keep it: write the user unit athena.service for this installation."""
+    from athena.cli.unit import NAME as UNIT
+    from athena.cli.unit import unit_path, unit_text, write_unit
+
+    text, path = unit_text(), unit_path()
+    if show:
+        _say({"path": str(path), "unit": text}, text.removesuffix("\n"), as_json=json)
+        return EXIT_OK
+    was_written = write_unit(text, path, force=force)
+    what = "wrote" if was_written else "unchanged:"
+    then = f"now run: systemctl --user daemon-reload && systemctl --user enable --now {UNIT}"
+    _say({"path": str(path), "written": was_written}, f"{what} {path}\n{then}", as_json=json)
+    return EXIT_OK
 
 
 @app.command()
@@ -93,8 +114,12 @@ def status(json: Json = False) -> int:
 def _start(*, as_json: bool) -> int:
     from athena.supervisors import start_daemon
 
-    pid, path = start_daemon()["pid"], str(default_socket())
-    _say({"pid": pid, "socket": path}, f"started (pid {pid}), listening at {path}", as_json=as_json)
+    ready, path = start_daemon(), str(default_socket())
+    found = {name: ready.get(name, 0) for name in ("respawned", "lost")}
+    text = f"started (pid {ready['pid']}), listening at {path}"
+    if any(found.values()):
+        text += f"\nsessions brought back: {found['respawned']}, lost: {found['lost']}"
+    _say({"pid": ready["pid"], "socket": path, **found}, text, as_json=as_json)
     return EXIT_OK
 
 
@@ -117,7 +142,7 @@ def running_pid(path: Path) -> int | None:
     return int((connection.protocol.hello or {}).get("pid", 0))
 
 
-def _stop(path: Path) -> int | None:
+def _stop(path: Path, *, restart: bool = False) -> int | None:
     """Stop what listens there; its pid, or ``None`` if nothing did."""
     from athena.supervisors import stop_supervisor
 
@@ -125,7 +150,7 @@ def _stop(path: Path) -> int | None:
     if pid is None:
         return None
     try:
-        stop_supervisor(path, STOP_S)
+        stop_supervisor(path, STOP_S, restart=restart)
     except VersionMismatch:
         _terminate(pid)
     return pid
