@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from athena import events
+from athena.errors import InvalidOption, from_wire
 from athena.events import Cursor, Event
 from athena.wire import Frame
 
@@ -37,17 +38,31 @@ Item = Event | StreamDelta
 class Subscriber:
     """One subscription over any number of connections.
 
-    ``after``: ``None`` for from now, 0 for everything, a seq, an :class:`Event` or a :class:`Cursor`.
+    ``after``: ``None`` for from now, 0 for everything, a seq, an :class:`Event` or a :class:`Cursor`. Raises
+    :class:`~athena.errors.InvalidOption` for anything else. ``may_be_ahead``: the event of ``after`` may be on its way
+    to the server still, because the child's answer that named it overtook it. ``approver``: whether the subscriber
+    answers permission requests, ``True`` or for the turn of one message its id.
     """
 
-    def __init__(self, after: int | Event | Cursor | None, *, deltas: bool = True) -> None:
+    def __init__(
+        self,
+        after: int | Event | Cursor | None,
+        *,
+        deltas: bool = True,
+        may_be_ahead: bool = False,
+        approver: bool | str = False,
+    ) -> None:
+        self._approver = approver
         self._cursor = _cursor(after)
+        self._may_be_ahead = may_be_ahead
         self._deltas = deltas
         self._key: tuple[str, int, int] | None = None
         self._seen: dict[str, int] = {}
         self.is_ended = False
         self.end_reason: Any = None
         self.state: str | None = None
+        self.lags = 0
+        """How often it was behind its byte bound and went back to the log."""
 
     @property
     def seq(self) -> int:
@@ -56,20 +71,29 @@ class Subscriber:
 
     def request_body(self) -> dict[str, Any]:
         """The arguments of ``subscribe``, from where this side is now."""
-        body: dict[str, Any] = {"deltas": self._deltas, "after": None}
+        body: dict[str, Any] = {"deltas": self._deltas, "after": None, "approver": self._approver}
         if self._cursor is not None:
             body["after"] = self._cursor.seq
             body["uuid"] = self._cursor.uuid
         return body
 
     def subscribed(self, answer: dict[str, Any]) -> None:
-        """The server's answer: where the stream begins."""
-        self.state = answer.get("state")
-        if answer.get("reset") or self._cursor is None:
-            self._cursor = Cursor(int(answer["after"]))
+        """The server's answer: where the stream begins. Raises :class:`~athena.errors.InvalidOption` if the log does
+        not hold the event that it is to begin after: it is another log, or was cut."""
+        self.state, begins = answer.get("state"), int(answer["after"])
+        if self._cursor is None:
+            self._cursor = Cursor(begins)
+        elif answer.get("reset") or (begins < self._cursor.seq and not self._may_be_ahead):
+            raise InvalidOption(
+                f"the log does not hold the event {self._cursor.seq} after which to go on: it is another log, or was "
+                "cut; read from the start with after=0, or from now with after=None",
+                option="after",
+                value=repr(self._cursor),
+                expected="the seq or the cursor of an event in this log, 0, or None",
+            )
 
     def feed(self, frame: Frame) -> list[Item]:
-        """What ``frame`` brings that was not seen before."""
+        """What ``frame`` brings that was not seen before. Raises what ended the stream before its time, once."""
         match frame.kind:
             case "event":
                 return self._event(frame)
@@ -80,6 +104,12 @@ class Subscriber:
             case "ended":
                 self.is_ended = True
                 self.end_reason = frame.header.get("reason")
+                if frame.header.get("error"):
+                    raise from_wire(frame.json())
+            case "live" if self._cursor is not None and self._cursor.seq < int(frame.header["seq"]):
+                self._cursor = Cursor(int(frame.header["seq"]))  # it joined before anybody knew how long the log is
+            case "lagged":
+                self.lags += 1
         return []
 
     def _event(self, frame: Frame) -> list[Item]:
@@ -108,11 +138,17 @@ class Subscriber:
 
 
 def _cursor(after: int | Event | Cursor | None) -> Cursor | None:
-    if isinstance(after, Event):
-        return after.cursor
-    if isinstance(after, int):
-        return Cursor(after)
-    return after
+    match after:
+        case None | Cursor():
+            return after
+        case Event():
+            return after.cursor
+        case int() if not isinstance(after, bool) and after >= 0:
+            return Cursor(after)
+    expected = "None (from now), 0 (from the start), a seq, an event or its cursor"
+    raise InvalidOption(
+        f"option 'after' got {after!r}: expected {expected}", option="after", value=repr(after), expected=expected
+    )
 
 
 class TurnFilter:

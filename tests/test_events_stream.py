@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -15,7 +16,7 @@ import pytest
 
 from athena import AsyncSession, Session
 from athena.config import default_paths
-from athena.errors import CallTimeout
+from athena.errors import CallTimeout, InvalidOption
 from athena.events import Cursor, Event
 from athena.session import EventStream
 from athena.subscriber import Item, StreamDelta
@@ -124,11 +125,24 @@ def test_from_the_start_everything_is_replayed_and_from_a_cursor_what_comes_afte
             assert seqs(read_until(stream, "turn_end", nth=2)) == seqs(items)[4:]
 
 
-def test_a_cursor_that_the_log_does_not_hold_starts_again_from_the_beginning(sessions: Sessions) -> None:
-    session = sessions.start(["one"])
+def test_a_cursor_that_the_log_does_not_hold_is_refused(sessions: Sessions) -> None:
+    session, other = sessions.start(["one"]), sessions.start(["two"])
     session.send_message("a")
-    with session.events(Cursor(3, "never-there")) as stream:
-        assert_whole(read_until(stream, "turn_end"), session)
+    foreign = other.events(0).next(5 * TIME_UNIT)
+    assert isinstance(foreign, Event)
+    for after, part in (
+        (foreign, "does not hold the event 1 "),
+        (foreign.cursor, "after=0"),
+        (Cursor(3, "never-there"), "does not hold the event 3 "),
+        (1000, "does not hold the event 1000 "),
+        (Cursor(1000, foreign.uuid), "does not hold the event 1000 "),
+        (-1, "a seq"),
+        (True, "'after'"),
+        ("3", "'after'"),
+    ):
+        with pytest.raises(InvalidOption, match=re.escape(part)) as caught:
+            session.events(after)  # type: ignore[arg-type]  # two are wrong on purpose
+        assert caught.value.data["option"] == "after"
 
 
 def test_without_deltas_only_events_come(sessions: Sessions) -> None:

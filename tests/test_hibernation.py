@@ -20,9 +20,9 @@ from athena.pid import Pid
 from athena.stores.jsonl import JsonlStore
 from athena.supervisors import EmbeddedSupervisor
 from athena.wire import Frame
-from supervisor import calls, hub
+from supervisor import calls
 from supervisor.calls import Calls
-from supervisor.hub import Partial
+from supervisor.partial import Partial
 from tests.helpers import wait_until
 from tests.session_fixtures import (
     Files,
@@ -472,13 +472,13 @@ def delta(offset: int, text: str, kind: str = "text") -> Frame:
 
 
 def test_the_partial_text_of_many_small_deltas_is_kept_as_few_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "JOIN_PIECES", 8)
+    monkeypatch.setattr("supervisor.partial.JOIN_PIECES", 8)
     partial = Partial()
     for number in range(1000):
         partial.add(delta(number, "abcdefghij"[number % 10]))
         partial.add(delta(number, "?", "thinking"))
     assert all(len(pieces) < 300 for pieces in partial.pieces.values())
-    frames = {str(header["type"]): (header["offset"], body) for header, body in partial.frames("s", {})}
+    frames = {str(header["type"]): (header["offset"], body) for header, body in partial.frames("s", None)}
     assert frames == {"text": (0, b"abcdefghij" * 100), "thinking": (0, b"?" * 1000)}
     partial.add(delta(1000, "z"))
     (found,) = [body for header, body in partial.frames("s", {"text": 1000}) if header["type"] == "text"]
@@ -486,12 +486,12 @@ def test_the_partial_text_of_many_small_deltas_is_kept_as_few_pieces(monkeypatch
 
 
 def test_a_partial_text_beyond_its_bound_loses_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "PARTIAL_BYTES", 100)
+    monkeypatch.setattr("supervisor.partial.PARTIAL_BYTES", 100)
     partial = Partial()
     for number in range(50):
         partial.add(delta(number * 10, "0123456789"))
     assert partial.size_bytes == 100
-    ((header, body),) = partial.frames("s", {})
+    ((header, body),) = partial.frames("s", None)
     assert (header["offset"], body) == (400, b"0123456789" * 10)
     partial.clear()
     assert partial.size_bytes == 0
