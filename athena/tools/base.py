@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -51,6 +51,12 @@ class ToolOutput:
     is_error: bool = False
 
 
+class KeepsFiles(Protocol):
+    """Keeps what files were, so that a rewind can bring it back."""
+
+    async def keep(self, call_id: str, target: Path, content: bytes | None) -> None: ...
+
+
 @dataclass(slots=True)
 class ToolContext:
     """What a tool may know of its session. ``env`` is the environment for processes it starts: no secrets in it."""
@@ -62,6 +68,14 @@ class ToolContext:
     env: dict[str, str] = field(default_factory=dict)
     key: str | None = None
     """For ``keyed`` tools: the same over every repetition of this call."""
+    history: KeepsFiles | None = None
+
+    async def editing(self, target: Path, content: str | bytes | None) -> None:
+        """Say that a file is about to become ``content`` (``None``: to be removed). A tool that changes files awaits
+        this right before each change: what the file is now is on disk then, and a rewind can bring it back."""
+        if self.history is not None:
+            data = content.encode() if isinstance(content, str) else content
+            await self.history.keep(self.call_id, target, data)
 
 
 @dataclass(frozen=True, slots=True)

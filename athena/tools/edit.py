@@ -32,6 +32,7 @@ async def run(args: EditParameters, ctx: ToolContext) -> ToolOutput:
         ) from error
     old, new = clean_text(args.old_string), clean_text(args.new_string)
     after, count = replaced(before, old, new, every=args.replace_all)
+    await ctx.editing(target, after)
     replace_file(target, after, args.path)
     payload = {"path": args.path, "before": before, "after": after, "replacements": count}
     times = "1 replacement" if count == 1 else f"{count} replacements"

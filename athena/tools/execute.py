@@ -14,6 +14,7 @@ from typing import Any, Literal
 import orjson
 from pydantic import ValidationError
 
+from athena import failpoints
 from athena.messages import ToolCall, ToolResult, clean_json, clean_text
 from athena.tools.base import Parameters, Tool, ToolContext, ToolFailure, ToolOutput, ToolTimeout
 
@@ -68,7 +69,11 @@ async def _run(tool: Tool, parameters: Parameters, call: ToolCall, ctx: ToolCont
     try:
         limit_s = timeout_s if own is None else own(parameters) + MARGIN_S
         async with asyncio.timeout(limit_s) as scope:
+            if failpoints.hit is not None:
+                failpoints.hit(f"effect:{tool.name}")
             returned: Any = await tool.run(parameters, ctx)
+            if failpoints.hit is not None:
+                failpoints.hit(f"effected:{tool.name}")
     except asyncio.CancelledError:
         current = asyncio.current_task()
         if current is not None and current.cancelling():

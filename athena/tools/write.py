@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from athena.messages import clean_text
 from athena.tools.base import Parameters, Tool, ToolContext, ToolFailure, ToolOutput
 from athena.tools.paths import failed, read_regular, replace_file, resolve
 
@@ -22,14 +23,15 @@ class WriteParameters(Parameters):
 async def run(args: WriteParameters, ctx: ToolContext) -> ToolOutput:
     """Write the file. Raises :class:`ToolFailure` if that is not possible; the old file is whole then."""
     target = resolve(ctx.cwd, args.path)
-    before = _before(target.is_file(), args.path, ctx)
+    before, content = _before(target.is_file(), args.path, ctx), clean_text(args.content)
+    await ctx.editing(target, content)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise ToolFailure(f"cannot write {args.path!r}: a part of its path is a file, not a directory") from error
     except OSError as error:
         raise failed("create the directory of", args.path, error) from error
-    size_bytes = replace_file(target, args.content, args.path)
+    size_bytes = replace_file(target, content, args.path)
     payload = {"path": args.path, "before": before, "after": args.content}
     return ToolOutput(f"wrote {size_bytes} bytes to {args.path}", ui_kind="diff", ui_payload=payload)
 
