@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from athena.messages import Usage as Usage
     from athena.names import Via as Via
     from athena.pid import Pid as Pid
+    from athena.points import Checkpoint as Checkpoint
+    from athena.points import FileOutcome as FileOutcome
+    from athena.points import Rewound as Rewound
     from athena.processes import Link as Link
     from athena.processes import Monitor as Monitor
     from athena.processes import call as call
@@ -96,6 +99,7 @@ _PUBLIC = {
     "AsyncTurn": "athena.async_session",
     "AthenaError": "athena.errors",
     "Caller": "athena.server",
+    "Checkpoint": "athena.points",
     "ChildCounts": "athena.tree_calls",
     "ChildInfo": "athena.tree_calls",
     "ChildSpec": "athena.child_specs",
@@ -106,6 +110,7 @@ _PUBLIC = {
     "EmbeddedSupervisor": "athena.supervisors",
     "Event": "athena.events",
     "Exit": "athena.signals",
+    "FileOutcome": "athena.points",
     "Hibernate": "athena.server",
     "Ignore": "athena.server",
     "Ignored": "athena.tree_calls",
@@ -117,6 +122,7 @@ _PUBLIC = {
     "Ready": "athena.server",
     "Reply": "athena.server",
     "Result": "athena.loop.result",
+    "Rewound": "athena.points",
     "Server": "athena.server",
     "Session": "athena.session",
     "Started": "athena.tree_calls",

@@ -6,15 +6,17 @@ never delays an answer."""
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from athena import branch_calls
 from athena import session_calls as calls
-from athena.async_connections import Inbox, perform
+from athena.approver import AsyncApprover, CanUseTool, checked
+from athena.async_connections import perform
+from athena.async_event_stream import AsyncEventStream as AsyncEventStream
 from athena.async_processes import AsyncMonitor
 from athena.child_specs import session_spec
 from athena.client import ConnectionLost, call_timeout
@@ -28,16 +30,17 @@ from athena.errors import (
     Unavailable,
 )
 from athena.events import Cursor, Event, new_uuid
+from athena.loop.permission import Answer
 from athena.loop.result import Result
 from athena.messages import Message, Usage
 from athena.pid import Pid
+from athena.points import Checkpoint, Point, Rewound
 from athena.recovery import ANSWER_S, RETRY_S, Granted, Recovery, gone, start_limit_s
 from athena.session_calls import Call, Identity, StartOptions
+from athena.stored import discard_fork, read_blob, stored_rows
 from athena.stored import resume as resume_stored
-from athena.stored import stored_rows
 from athena.subscriber import Item, Subscriber, TurnFilter
 from athena.supervisors import Target, resolve
-from athena.wire import dumps
 
 T = TypeVar("T")
 
@@ -55,6 +58,7 @@ class AsyncSession:
         self._options = options
         self._supervisor_id = target.pool.supervisor_id
         self._granted = Granted()
+        self._approvers: set[AsyncApprover] = set()
 
     # --- getting one
 
@@ -72,10 +76,18 @@ class AsyncSession:
     async def _start(
         cls, supervisor: str | Path | Target | None, options: dict[str, Any], *, link: bool
     ) -> AsyncSession:
-        checked = calls.start_options(options, link=link)
+        function = checked(options.pop("can_use_tool", None), may_await=True)
+        given = calls.start_options(options, link=link)
         target = await asyncio.to_thread(resolve, supervisor)
-        identity = await perform(target, calls.start(checked), start_limit_s(options))
-        return cls(target, identity, checked)
+        identity = await perform(target, calls.start(given, [True] if function else []), start_limit_s(options))
+        session = cls(target, identity, given)
+        if function is not None:
+            try:
+                await session._approve(function)
+            except BaseException:
+                await session.stop()
+                raise
+        return session
 
     @staticmethod
     def child_spec(**options: Any) -> dict[str, Any]:
@@ -128,6 +140,11 @@ class AsyncSession:
         )
 
     @staticmethod
+    async def blob(ref: str, store: str = "jsonl", **where: Any) -> bytes:
+        """What a payload refers to with ``["blob"]["ref"]``; needs no process."""
+        return await asyncio.to_thread(lambda: read_blob(ref, store, **where))
+
+    @staticmethod
     async def delete(
         session_id: str,
         store: str = "jsonl",
@@ -168,18 +185,35 @@ class AsyncSession:
     # --- talking
 
     async def send_message(
-        self, text: str, *, message_id: str | None = None, timeout: float | None = None, **loop_options: Any
+        self,
+        text: str,
+        *,
+        message_id: str | None = None,
+        timeout: float | None = None,
+        can_use_tool: CanUseTool | None = None,
+        **loop_options: Any,
     ) -> Result:
-        """Send a message and wait for its turn to end."""
-        call = calls.send(self.session_id, text, message_id or new_uuid(), loop_options, wait=True)
-        answer: Result = await self._do(call, timeout)
+        """Send a message and wait for its turn to end. ``can_use_tool`` may be async; another one runs in a thread."""
+        message_id = message_id or new_uuid()
+        call = calls.send(self.session_id, text, message_id, loop_options, wait=True)
+        async with self._approving(can_use_tool, message_id) as approver:
+            answer: Result = await self._do(call, timeout)
+            if approver is not None:
+                approver.close()
         return answer
 
-    async def submit(self, text: str, *, message_id: str | None = None, **loop_options: Any) -> AsyncTurn:
+    async def submit(
+        self, text: str, *, message_id: str | None = None, can_use_tool: CanUseTool | None = None, **loop_options: Any
+    ) -> AsyncTurn:
         """Hand a message over; returns when it is accepted, which means on disk."""
         message_id = message_id or new_uuid()
-        answer = await self._do(calls.send(self.session_id, text, message_id, loop_options, wait=False))
-        return AsyncTurn(self, message_id, int(answer["seq"]))
+        call = calls.send(self.session_id, text, message_id, loop_options, wait=False)
+        async with self._approving(can_use_tool, message_id) as approver:
+            seq = int((await self._do(call))["seq"])
+            if can_use_tool is not None and approver is not None and seq <= approver.joined_at:
+                approver.close()  # it was sent before, and its turn may be over: the end of that is in the log
+                await self._approve(can_use_tool, message_id, after=seq)
+        return AsyncTurn(self, message_id, seq)
 
     async def stream(
         self, text: str, *, message_id: str | None = None, **loop_options: Any
@@ -200,6 +234,47 @@ class AsyncSession:
         """End the running turn within about 2 s. ``False`` if none runs."""
         return await self._do(calls.interrupt(self.session_id, clear_queue=clear_queue))
 
+    # --- going back, and another way
+
+    async def checkpoint(self, label: str | None = None) -> Checkpoint:
+        """Name the point that the session is at now."""
+        return await self._do(branch_calls.checkpoint(self.session_id, label))
+
+    async def rewind(self, to: Point, *, files: bool = True) -> Rewound:
+        """Go back to a point, with the files that tools have changed since."""
+        return await self._do(branch_calls.rewind(self.session_id, to, files=files))
+
+    async def fork(self, at: Point | None = None, *, link: bool = True, **options: Any) -> AsyncSession:
+        """Start a session that goes on from a point of this one beside it."""
+        given = branch_calls.fork_options(self._options, options, link=link)
+        new_id = given["session_id"]
+        made = await self._do(branch_calls.fork(self.session_id, at, new_id))
+        try:
+            return await AsyncSession._start(self._target, given | made, link=link)
+        except AthenaError as error:
+            if not isinstance(error, CallTimeout | Unavailable):  # after these two it may be there
+                await asyncio.to_thread(discard_fork, new_id, made)
+            raise
+
+    @staticmethod
+    async def fork_stored(
+        session_id: str,
+        at: Point | None = None,
+        *,
+        new_session_id: str | None = None,
+        store: str = "jsonl",
+        root: str | Path | None = None,
+        store_options: dict[str, Any] | None = None,
+    ) -> str:
+        """Make a fork of a stored session; returns its id, and starts nothing."""
+        from athena.stored_branches import fork_stored as fork
+
+        return await asyncio.to_thread(
+            lambda: fork(
+                session_id, at, new_session_id=new_session_id, store=store, root=root, store_options=store_options
+            )
+        )
+
     # --- looking
 
     async def messages(self) -> Messages:
@@ -218,9 +293,21 @@ class AsyncSession:
         """The messages that wait behind the running turn."""
         return await self._do(calls.queue(self.session_id), ANSWER_S)
 
-    def events(self, after: int | Event | Cursor | None = None, *, deltas: bool = True) -> AsyncEventStream:
+    async def requests(self) -> Rows:
+        """The permission requests that wait for an answer."""
+        return await self._do(calls.requests(self.session_id), ANSWER_S)
+
+    async def answer(
+        self, request_id: str, decision: Answer, *, remember: bool = False, reason: str | None = None
+    ) -> None:
+        """Answer a permission request."""
+        await self._do(calls.answer(self.session_id, request_id, decision, remember=remember, reason=reason))
+
+    def events(
+        self, after: int | Event | Cursor | None = None, *, deltas: bool = True, approver: bool = False
+    ) -> AsyncEventStream:
         """Iterate events and deltas. Subscribed by ``async with``, or by the first step of ``async for``."""
-        return AsyncEventStream(self, Subscriber(after, deltas=deltas))
+        return AsyncEventStream(self, Subscriber(after, deltas=deltas, approver=approver))
 
     async def monitor(self) -> AsyncMonitor:
         """Watch the process that runs the session now."""
@@ -230,10 +317,16 @@ class AsyncSession:
 
     async def stop(self, reason: Reason = "normal", timeout: float | None = None) -> None:
         """Stop the session. Twice is a no-op."""
-        try:
-            await perform(self._target, calls.stop(self.session_id, reason, timeout), None)
-        except (ConnectionLost, NotRunning):
-            pass  # the supervisor is gone, and with it the process
+        call, recovery = calls.stop(self.session_id, reason, timeout), Recovery(self._target, None, None, Granted())
+        while True:
+            try:
+                await perform(self._target, call, None)
+                return
+            except (ConnectionLost, NotRunning) as error:
+                if self._target.forgets:
+                    return  # the session has ended with its supervisor
+                recovery.lost(error)
+                await asyncio.sleep(RETRY_S)
 
     async def __aenter__(self) -> AsyncSession:
         return self
@@ -242,6 +335,29 @@ class AsyncSession:
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         await self.stop()
+
+    async def _approve(
+        self, function: CanUseTool, message_id: str | None = None, after: int | None = None
+    ) -> AsyncApprover:
+        subscriber = Subscriber(after, deltas=False, may_be_ahead=True, approver=message_id or True)
+        stream = await AsyncEventStream(self, subscriber).__aenter__()
+        approver = AsyncApprover(self, stream, function, message_id)
+        self._approvers.add(approver)
+        approver.task.add_done_callback(lambda _: self._approvers.discard(approver))
+        return approver
+
+    @asynccontextmanager
+    async def _approving(
+        self, function: CanUseTool | None, message_id: str
+    ) -> AsyncGenerator[AsyncApprover | None, None]:
+        function = checked(function, may_await=True)
+        approver = None if function is None else await self._approve(function, message_id)
+        try:
+            yield approver
+        except BaseException as error:
+            if approver is not None and not isinstance(error, CallTimeout | Unavailable):  # after these it may go on
+                approver.close()
+            raise
 
     async def _do(self, call: Call[T], timeout: float | None = None) -> T:
         """Perform a call; over the loss of the supervisor too, if it comes back in time."""
@@ -264,17 +380,19 @@ class AsyncSession:
         while True:
             left_s = None if deadline is None else max(0.001, deadline - loop.time())
             try:
-                answer = await perform(self._target, call, left_s)
+                answer = await perform(self._target, call, left_s, expect=recovery.expected)
             except (ConnectionLost, NotRunning) as error:
                 recovery.lost(error)
                 if deadline is not None and loop.time() >= deadline:
                     raise call_timeout(call.op, timeout, call.message_id) from None
                 await asyncio.sleep(RETRY_S)
             except NotFound as error:
+                if error.data.get("target") != self.session_id:
+                    raise  # the session has answered: it does not know what was asked for
                 if not recovery.was_replaced():
                     raise gone(error, self.session_id) from None
             else:
-                self._supervisor_id = self._target.pool.supervisor_id
+                self._supervisor_id = recovery.supervisor_id
                 return answer
             await asyncio.to_thread(recovery.try_again)
 
@@ -294,9 +412,10 @@ class AsyncTurn:
         """Wait for the end of the turn."""
         return await self._session._do(calls.result(self._session.session_id, self.message_id), timeout)
 
-    async def events(self) -> AsyncGenerator[Item, None]:
+    async def events(self, *, approver: bool = False) -> AsyncGenerator[Item, None]:
         """This turn's events and deltas, from its start to its ``turn_end``."""
-        async with self._session.events(self._seq) as stream:
+        subscriber = Subscriber(self._seq, may_be_ahead=True, approver=approver)
+        async with AsyncEventStream(self._session, subscriber) as stream:
             async for item in _one_turn(stream, self.message_id):
                 yield item
 
@@ -313,71 +432,3 @@ async def _one_turn(stream: AsyncEventStream, message_id: str) -> AsyncGenerator
             yield item
         if follow.is_over:
             return
-
-
-class AsyncEventStream:
-    """An asynchronous iterator of events and deltas over any number of connections."""
-
-    def __init__(self, session: AsyncSession, subscriber: Subscriber) -> None:
-        self._session = session
-        self._subscriber = subscriber
-        self._inbox: Inbox | None = None
-        self._items: deque[Item] = deque()
-        self.joined_at = 0
-        """The seq of the last event before the stream."""
-
-    async def __aenter__(self) -> AsyncEventStream:
-        await self._subscribe()
-        self.joined_at = self._subscriber.seq
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
-
-    def __aiter__(self) -> AsyncEventStream:
-        return self
-
-    async def __anext__(self) -> Item:
-        while not self._items:
-            if self._inbox is None:
-                if self._subscriber.is_ended:
-                    raise StopAsyncIteration
-                await self._subscribe()
-                continue
-            frame = await self._inbox.next()
-            if frame is None:
-                self.close()
-                continue
-            self._items.extend(self._subscriber.feed(frame))
-            if self._subscriber.is_ended:
-                self.close()
-        return self._items.popleft()
-
-    def close(self) -> None:
-        """Leave the stream."""
-        if self._inbox is not None:
-            self._inbox.close()
-            self._inbox = None
-
-    async def _subscribe(self) -> None:
-        session = self._session
-        recovery = Recovery(session._target, session._options, session._supervisor_id, session._granted)
-        while True:
-            inbox = None
-            try:
-                inbox = await Inbox.open(session._target)
-                body = dumps(self._subscriber.request_body())
-                answer = await inbox.connection.call("subscribe", {"session": session.session_id}, body, ANSWER_S)
-                self._subscriber.subscribed(answer.json())
-                self._inbox = inbox
-                return
-            except (ConnectionLost, NotRunning, TimeoutError) as error:
-                recovery.lost(error)
-                await asyncio.sleep(RETRY_S)
-            except NotFound as error:
-                if not recovery.was_replaced():
-                    raise gone(error, session.session_id) from None
-            finally:
-                if inbox is not None and self._inbox is not inbox:
-                    inbox.close()
-            await asyncio.to_thread(recovery.try_again)

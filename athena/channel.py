@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from athena import failpoints
 from athena.errors import ProtocolError
 from athena.wire import MAX_ANSWER_BYTES, MAX_FRAME_BYTES, PART_BYTES, Frame, Framer, Header, Outbox, encode
 
@@ -67,6 +68,8 @@ class Channel(asyncio.Protocol):
             for frame in self._framer.feed(data):
                 if self.closed:
                     return
+                if failpoints.hit is not None:
+                    failpoints.hit(_point("frame_in", frame.header))
                 self._on_frame(frame)
         except (
             Exception
@@ -93,6 +96,8 @@ class Channel(asyncio.Protocol):
         """Send a frame; silently dropped after the end (``on_close`` has told the owner)."""
         if self.closed or self._writer_gone:
             return
+        if failpoints.hit is not None:
+            failpoints.hit(_point("frame_out", header))
         if not self._paused and not self._outbox and len(body) <= PART_BYTES:
             self._write(encode(header, body))
             return
@@ -103,6 +108,8 @@ class Channel(asyncio.Protocol):
         """Send bytes that are whole frames already (relaying)."""
         if self.closed or self._writer_gone:
             return
+        if failpoints.hit is not None:
+            failpoints.hit("frame_out:relayed")
         if not self._paused and not self._outbox:
             self._write(raw)
             return
@@ -229,6 +236,11 @@ class Channel(asyncio.Protocol):
             else:
                 keep.append((below, waiter))
         self._waiters = keep
+
+
+def _point(way: str, header: Header) -> str:
+    """The fail point of a frame: its way, and what it asks for or its kind."""
+    return f"{way}:{header.get('op', header.get('kind'))}"
 
 
 class _WriteSide(asyncio.BaseProtocol):

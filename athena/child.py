@@ -15,20 +15,24 @@ import signal
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import orjson
 
-from athena.errors import AthenaError, ProtocolError, Reason, to_wire
+from athena import branches
+from athena.errors import AthenaError, DiskError, ProtocolError, Reason, to_wire
 from athena.last_words import reason_of
+from athena.loop.permission import open_requests
 from athena.loop.result import Result
+from athena.recorder import RETRY_FIRST_S, RETRY_MAX_S
 from athena.runner import Runner
 from athena.server import Caller, Continue, NoReply, Ready, Server, Stop
 from athena.server_child import serve
 from athena.server_inbox import Inbox, first_frames
-from athena.session_setup import SessionParts, build_session
+from athena.session_setup import SessionParts, build_session, read_init
 from athena.session_words import SessionWords
-from athena.wire import Frame, Framer, dumps
+from athena.wire import Frame, Framer, Header, dumps
 
 
 class SessionServer(Server):
@@ -56,7 +60,7 @@ class SessionServer(Server):
     async def init(self, frames: list[Frame]) -> Any:
         """Empties ``frames``: an ``init``, an in_memory log's past, and messages of an earlier life whose turns have
         not ended."""
-        header, given = frames[0].header, frames[0].json()
+        header, given = frames[0].header, read_init(frames[0].body)
         past = 1 + int(header.get("preload", 0))
         lines, messages = [frame.body for frame in frames[1:past]], [frame.json() for frame in frames[past:]]
         frames.clear()
@@ -65,18 +69,39 @@ class SessionServer(Server):
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, signal.raise_signal, signal.SIGTERM)
         await self.words.open()
         try:
-            self._parts = parts = await build_session(header, given, self.words, lines)
+            self._parts = parts = await self._build(header, given, lines)
             self.words.state = state = parts.runner.state
+            approvals = parts.runner.approvals
+            approvals.approvers, approvals.remembered = header.get("approvers", ()), dict(header.get("remembered", {}))
+            approvals.on_remember = self.words.remember
+            if header.get("needs_grants"):
+                parts.runner.hold()
+                self.words.is_held = lambda: parts.runner.is_held
             # One that wakes goes on as if it had never slept: its log does not grow by that.
             if not (header.get("wakes") and state.events and state.turn is None):
                 await parts.runner.begin(
-                    header.get("reason"), counted=bool(header.get("counted")), interrupt=header.get("interrupt")
+                    header.get("reason"),
+                    counted=bool(header.get("counted")),
+                    interrupt=header.get("interrupt"),
+                    is_later_life=_is_later_life(header),
                 )
         except AthenaError as error:
             await self.words.close()
             return Stop(to_wire(error))
         facts = {"damage": parts.damage, "seq": state.cursor.seq, **self.words.position()}
         return Ready(facts, then=Continue([*(given.get("granted") or ()), *messages]))
+
+    async def _build(self, header: Header, given: dict[str, Any], lines: list[bytes]) -> SessionParts:
+        """The session's parts. A later life waits for a disk that is full: its session is not to fail by that."""
+        delay_s = RETRY_FIRST_S
+        while True:
+            try:
+                return await build_session(header, given, self.words, lines)
+            except DiskError as error:
+                if not _is_later_life(header) or "max_log_bytes" in error.data:
+                    raise
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, RETRY_MAX_S)
 
     async def handle_continue(self, messages: list[Any]) -> None:
         """The engine must know its messages, and the grants that came with them, before it goes on with an open
@@ -96,8 +121,14 @@ class SessionServer(Server):
             self._spawn(self._answer(request, caller))
         return _LATER
 
-    def handle_cast(self, message: Any) -> Stop:
-        """There is one: ``"hibernate"``."""
+    def handle_cast(self, message: Any) -> NoReply | Stop:
+        """``"hibernate"``, or ``"go_on"`` with what waits for grants, without them, or who can answer now."""
+        if message == "go_on":
+            self.runner.release()
+            return _LATER
+        if isinstance(message, dict):
+            self.runner.approvals.approvers = message["approvers"]
+            return _LATER
         self._hibernates = True
         return Stop()
 
@@ -117,7 +148,8 @@ class SessionServer(Server):
                 self._engine.cancel()
                 await asyncio.wait([self._engine])
             if not (self._hibernates or reason == "noconnection"):
-                await self.runner.recorder.record("session_end", {"reason": reason})
+                with suppress(DiskError):  # it says what is so without it; a full disk must not hold up a stop
+                    await self.runner.recorder.record("session_end", {"reason": reason}, waits=False)
             await self._parts.provider.aclose()
             self.runner.recorder.close()
         finally:
@@ -136,8 +168,8 @@ class SessionServer(Server):
             if op is None:
                 raise ProtocolError(f"unknown operation {request.header.get('op')!r}")
             args = request.json() or {}
-            if "turn" in request.header:  # the one that ran when its interrupt was asked for, and no later one
-                args = {**args, "turn": request.header["turn"]}
+            # The turn that ran when its interrupt was asked for, and no later one; the process that answers a request.
+            args = {**args, **{word: request.header[word] for word in ("turn", "client") if word in request.header}}
             caller.answer(await op(self, args))
         except AthenaError as error:
             if not self._is_ending:  # else the next life answers, or the supervisor says that there is none
@@ -160,6 +192,11 @@ class SessionServer(Server):
 
 
 _LATER = NoReply()
+
+
+def _is_later_life(header: Header) -> bool:
+    """Whether nobody waits for this start: an earlier life, or an earlier supervisor's, goes on."""
+    return int(header.get("incarnation", 1)) > 1 or bool(header.get("needs_grants"))
 
 
 # --- operations -----------------------------------------------------------------------------------------------------
@@ -196,6 +233,22 @@ async def _interrupt(session: SessionServer, args: dict[str, Any]) -> bytes:
     return dumps({"interrupted": done})
 
 
+async def _answer(session: SessionServer, args: dict[str, Any]) -> bytes:
+    await session.runner.approvals.answer(
+        args["request_id"],
+        args["decision"],
+        answer_id=args["answer_id"],
+        by=args.get("client"),
+        remember=bool(args.get("remember")),
+        reason=args.get("reason"),
+    )
+    return b"{}"
+
+
+async def _requests(session: SessionServer, args: dict[str, Any]) -> bytes:
+    return orjson.dumps(open_requests(session.runner.state))
+
+
 async def _messages(session: SessionServer, args: dict[str, Any]) -> bytes:
     return orjson.dumps([m.to_map() for m in session.runner.state.messages])
 
@@ -217,13 +270,16 @@ _OPS: dict[str, Callable[[SessionServer, dict[str, Any]], Awaitable[bytes]]] = {
     "result": _result,
     "cancel": _cancel,
     "interrupt": _interrupt,
+    "answer": _answer,
+    "requests": _requests,
     "messages": _messages,
     "usage": _usage,
     "queue": _queue,
     "ping": _ping,
+    **branches.OPERATIONS,
 }
 
-_AT_ONCE = frozenset({"messages", "usage", "queue", "ping"})
+_AT_ONCE = frozenset({"requests", "messages", "usage", "queue", "ping"})
 """What waits for nothing, and needs no task of its own."""
 
 

@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 INHERITED_VARIABLES = frozenset(
     {
-        "ATHENA_HOME", "ATHENA_TEST_TIME_UNIT", "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LOGNAME", "PATH",
-        "SHELL", "SSL_CERT_DIR", "SSL_CERT_FILE", "TMPDIR", "TZ", "USER", "XDG_CACHE_HOME", "XDG_CONFIG_HOME",
-        "XDG_DATA_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME",
+        "ATHENA_HOME", "ATHENA_SUPERVISOR_FAILPOINT", "ATHENA_TEST_TIME_UNIT", "HOME", "LANG", "LANGUAGE",
+        "LD_LIBRARY_PATH", "LOGNAME", "PATH", "SHELL", "SSL_CERT_DIR", "SSL_CERT_FILE", "TMPDIR", "TZ", "USER",
+        "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME",
     }
 )  # fmt: skip
 """All that a scrubbed environment keeps, besides ``LC_*``. A forked child's ``/proc/<pid>/environ`` shows it for ever,

@@ -146,6 +146,11 @@ class Unresponsive(AthenaError):
     """The session's process does not answer now. This says nothing about the turn."""
 
 
+class AlreadyResolved(AthenaError):
+    """The permission request has been answered, or was closed with its call. Fields: ``request_id``, ``decision``
+    (``"allow"``, ``"deny"``, ``"closed"``), ``by`` (``pid`` and ``uid`` of whoever answered, or ``None``), ``at``."""
+
+
 class Cancelled(AthenaError):
     """The message was taken back before its turn began. Field: ``message_id``."""
 
@@ -159,6 +164,10 @@ class StoreError(AthenaError):
 
 class LogLocked(StoreError):
     """Another process writes this log. Fields: ``session_id``, ``path``, ``pid`` (or ``None``)."""
+
+
+class HasForks(StoreError):
+    """The log is kept, because others go on from it. Fields: ``session_id``, ``forks`` (their ids)."""
 
 
 class RecordTooLarge(StoreError):

@@ -38,6 +38,8 @@ KINDS = frozenset(
         "permission_request",
         "permission_resolved",
         "compaction",
+        "file_edit",
+        "files_restored",
         "interrupted",
         "turn_resumed",
         "turn_end",

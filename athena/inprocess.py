@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
 
 from athena import session_calls as calls
-from athena.errors import InvalidOption, ProviderError, StartError
+from athena.approver import CanUseTool, ask, checked
+from athena.errors import AlreadyResolved, InvalidOption, ProviderError, StartError
 from athena.events import Event, new_session_id, new_uuid
 from athena.loop.options import Options, parse_options
+from athena.loop.permission import open_requests
 from athena.loop.result import Result
 from athena.loop.state import SessionState
 from athena.messages import Message, clean_text
@@ -48,18 +50,31 @@ class _Quiet:
     def delta(self, turn: str, step: int, attempt: int, offset: int, piece: Delta) -> None: ...
 
 
-async def arun(prompt: str, *, supervisor: str | Target | None = None, **options: Any) -> Result:
+async def arun(
+    prompt: str,
+    *,
+    supervisor: str | Target | None = None,
+    can_use_tool: CanUseTool | None = None,
+    **options: Any,
+) -> Result:
     """Run one turn of the loop in this process and return its :class:`Result`.
 
-    ``options``: those of :mod:`athena.loop.options`. ``messages`` is earlier history. Raises
+    ``options``: those of :mod:`athena.loop.options`. ``messages`` is earlier history. ``can_use_tool`` answers
+    permission requests (:data:`athena.approver.CanUseTool`); it is called in a thread, and may be async. Raises
     :class:`~athena.errors.InvalidOption`; provider failures and caps are finish reasons.
     """
     _text(prompt)
+    function = checked(can_use_tool, may_await=True)
     parsed, env = _parse(options)
     provider = await make_provider(parsed, env, _caller(supervisor))
     log = MemoryStore().open(new_session_id())
-    recorder = Recorder(log, SessionState(), durability="os", publish=_nobody)
+    announced: asyncio.Queue[Event] = asyncio.Queue()
+    recorder = Recorder(
+        log, SessionState(), durability="os", publish=_nobody if function is None else announced.put_nowait
+    )
     runner = Runner(new_session_id(), parsed, recorder, provider, resolve_tools(parsed.tools), _Quiet(), env=env)
+    runner.approvals.approvers = [] if function is None else [True]
+    approving = None if function is None else asyncio.create_task(_approve(runner, announced, function))
     try:
         await runner.begin()
         message_id = new_uuid()
@@ -76,8 +91,21 @@ async def arun(prompt: str, *, supervisor: str | Target | None = None, **options
             engine.cancel()
             await asyncio.wait([engine])
     finally:
+        if approving is not None:
+            approving.cancel()
         await provider.aclose()
         recorder.close()
+
+
+async def _approve(runner: Runner, announced: asyncio.Queue[Event], function: CanUseTool) -> None:
+    while True:
+        await announced.get()
+        for row in open_requests(runner.state):
+            decision, reason = await ask(function, row)
+            with suppress(AlreadyResolved):
+                await runner.approvals.answer(
+                    row["request_id"], decision, answer_id=new_uuid(), by=os.getpid(), reason=reason
+                )
 
 
 async def aquery(prompt: str, *, supervisor: str | Target | None = None, **options: Any) -> ModelResponse:

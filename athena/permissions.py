@@ -2,13 +2,16 @@
 
 A deny list is never bypassed. An allow list that is set denies everything else; to be in it approves nothing by itself.
 Unattended means no: in phase ``default`` a call that may change something needs an approver, and without one it is
-denied at once, with a text that says what would allow it.
+denied at once, with a text that says what would allow it. What an approver said for the rest of the session is held in
+memory, and takes the place of a question, nothing else.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from athena.bash_rules import find_violation
@@ -22,12 +25,15 @@ DenialCode = Literal[
     "not_allowed",
     "denied_by_list",
     "no_approver",
+    "permission_timeout",
     "sandbox_violation",
     "unknown",
 ]
 
 CONVERSATION_TOOLS = frozenset({"ask_user", "finish", "todo_write"})
 """These change nothing outside the conversation, so they run in every phase without a question."""
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 EDIT_TOOLS = frozenset({"apply_patch", "edit", "write"})
 """What phase ``accept_edits`` approves beyond ``default``."""
@@ -66,11 +72,13 @@ def decide(
     readonly_tools: Collection[str] = (),
     has_approver: bool = False,
     arguments: Mapping[str, Any] | None = None,
+    remembered: Mapping[str, str] = _NOTHING,
 ) -> Decision:
     """Decide about one call.
 
     ``allowed`` is ``None`` where no allow list is set (an empty one denies everything). ``readonly_tools`` are names
-    that the caller vouches for as if the tools had declared themselves read-only.
+    that the caller vouches for as if the tools had declared themselves read-only. ``remembered`` are answers by
+    :func:`rule_of`, ``"allow"`` or ``"deny"``.
     """
     if tool_name in disallowed:
         return Deny("denied_by_list", f"{tool_name} is denied: it is in disallowed_tools, which no phase overrides")
@@ -87,14 +95,37 @@ def decide(
         return _in_plan(tool_name, arguments or {})
     if phase == "accept_edits" and tool_name in EDIT_TOOLS:
         return Allow()
+    answer = remembered.get(rule_of(tool_name, arguments or {}))
+    if answer is not None:
+        return Allow() if answer == "allow" else denied_by_user(tool_name, f"{tool_name} {_DENIED_FOR_GOOD}")
     if has_approver:
-        return Ask(f"{tool_name} is not read-only and phase {phase!r} does not approve it by itself")
+        # The text is recorded, and no grant is: it does not say which phase.
+        return Ask(f"{tool_name} is not read-only, and the session's phase asks before it runs")
     return Deny("no_approver", _no_approver_text(tool_name, phase))
 
 
 def denied_by_user(tool_name: str, reason: str | None = None) -> Deny:
     """The denial when an approver said no."""
     return Deny("user_denied", reason or f"{tool_name} was denied by the user; ask what to do instead of repeating it")
+
+
+def denied_in_time(tool_name: str, timeout_s: float) -> Deny:
+    """The denial when no approver has answered in ``permission_timeout``."""
+    return Deny(
+        "permission_timeout",
+        f"{tool_name} is denied: nobody answered within {timeout_s:g} s (permission_timeout). Do not repeat the call; "
+        "go on without it or say what is needed.",
+    )
+
+
+def rule_of(tool_name: str, arguments: Mapping[str, Any]) -> str:
+    """What an answer that is remembered holds for: the tool, or for ``bash`` this very command."""
+    if tool_name != "bash":
+        return tool_name
+    return f"bash {hashlib.blake2b(str(arguments.get('command')).encode(), digest_size=16).hexdigest()}"
+
+
+_DENIED_FOR_GOOD = "was denied by the user for the rest of the session; go on without it or say what is needed"
 
 
 def _in_plan(tool_name: str, arguments: Mapping[str, Any]) -> Decision:

@@ -33,7 +33,7 @@ ANSWER_S = 10.0
 """How long a call that the supervisor answers itself waits before the supervisor counts as unresponsive."""
 
 ANSWERED_AT_ONCE = frozenset(
-    {"attach", "whereis", "list", "status", "messages", "usage", "queue", "interrupt", "cancel"}
+    {"attach", "whereis", "list", "status", "messages", "usage", "queue", "requests", "interrupt", "cancel"}
 )
 """Operations whose answer never waits for a turn, a start or an end: silence is then the supervisor's."""
 
@@ -55,6 +55,8 @@ class Granted:
 
     def __init__(self) -> None:
         self._messages: dict[str, dict[str, Any]] = {}
+        self.approvers: list[bool | str] = []
+        """For what this handle answers permission requests: ``True`` is all of them, a text a message's turn."""
 
     def hold(self, call: Call[Any]) -> bool:
         """Remember the message of a ``send``. Returns whether it was not known before."""
@@ -85,7 +87,8 @@ class Recovery:
     ) -> None:
         self._target = target
         self._options = options
-        self._supervisor_id = supervisor_id
+        self.supervisor_id = supervisor_id
+        """The supervisor that knows the session, with its start options if this handle made them."""
         self._granted = granted
         self._until: float | None = None
         self._back_at: float | None = None
@@ -104,7 +107,12 @@ class Recovery:
 
     def was_replaced(self) -> bool:
         """Whether another supervisor answers now than the one that knew the session."""
-        return self._target.pool.supervisor_id != self._supervisor_id
+        return self._target.pool.supervisor_id != self.supervisor_id
+
+    @property
+    def expected(self) -> str | None:
+        """The only supervisor that may be asked now: another one must be told the start options first."""
+        return self.supervisor_id if self._options is not None else None
 
     def try_again(self) -> None:
         """Bring the supervisor back if it is ours to start, and the session if this handle started it."""
@@ -115,9 +123,11 @@ class Recovery:
             self._back_at = time.monotonic()
             if not self.was_replaced():
                 return
-            if self._options is None:
+            if self._options is not None:
+                options = self._options.again(self._granted.messages())
+                perform(self._target, calls.start(options, self._granted.approvers), None)
+            elif self._target.forgets:
                 raise Unavailable("the session's supervisor was replaced; start the session again to continue its log")
-            perform(self._target, calls.start(self._options.again(self._granted.messages())), None)
         except AlreadyStarted:
             pass  # another call, or another handle, was faster
         except (StartError, LogLocked) as error:
@@ -128,16 +138,32 @@ class Recovery:
             return
         except (ConnectionLost, NotRunning):
             return
-        self._supervisor_id = self._target.pool.supervisor_id
+        self.supervisor_id = self._target.pool.supervisor_id
 
 
-def perform(target: Target, call: Call[T], timeout: float | None, *, once: bool = False) -> T:
+def stop(target: Target, call: Call[bool]) -> None:
+    """Have a session stopped. Raises :class:`Unavailable` if a daemon is lost that will bring it back."""
+    recovery = Recovery(target, None, None, Granted())
+    while True:
+        try:
+            perform(target, call, None)
+            return
+        except (ConnectionLost, NotRunning) as error:
+            if target.forgets:
+                return  # the session has ended with its supervisor
+            recovery.lost(error)
+            time.sleep(RETRY_S)
+
+
+def perform(
+    target: Target, call: Call[T], timeout: float | None, *, once: bool = False, expect: str | None = None
+) -> T:
     """One call, once. Raises what was answered, :class:`ConnectionLost`, or the timeout in Athena's words.
 
-    ``once``: not even on another connection, when an idle one turns out to be cut.
+    ``once``: not even on another connection, when an idle one turns out to be cut. ``expect``: only of this supervisor.
     """
     try:
-        frame = target.pool.call(call.op, call.header, call.body, timeout, once=once)
+        frame = target.pool.call(call.op, call.header, call.body, timeout, once=once, expect=expect)
     except TimeoutError as error:
         if isinstance(error, AthenaError):
             raise
@@ -147,8 +173,11 @@ def perform(target: Target, call: Call[T], timeout: float | None, *, once: bool 
     return call.read(frame)
 
 
-def gone(error: NotFound, session_id: str) -> NoProcess:
-    """A handle's session that its supervisor does not know any more has ended: not the same as a name nobody has."""
+def gone(error: NotFound, session_id: str) -> NoProcess | NotFound:
+    """A handle's session that its supervisor does not know any more has ended: not the same as a name nobody has, nor
+    as something that the session itself does not have."""
+    if error.data.get("target") != session_id:
+        return error
     return NoProcess(
         f"session {session_id!r} has no process any more; start it again under its id to go on", target=session_id
     )

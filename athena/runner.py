@@ -9,30 +9,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from athena import tools
+from athena.approvals import Approvals
+from athena.branches import Branches
 from athena.config import PRODUCT
-from athena.errors import AthenaError, Busy, Cancelled, MessageIdConflict, NotFound, ProviderError, to_wire
+from athena.errors import (
+    AthenaError,
+    Busy,
+    Cancelled,
+    DiskError,
+    MessageIdConflict,
+    NotFound,
+    ProviderError,
+    RecordTooLarge,
+    to_wire,
+)
 from athena.events import FORMAT
 from athena.loop.batch import Batch
 from athena.loop.options import Options, parse_turn_options
-from athena.loop.request import build_request
-from athena.loop.result import Result
+from athena.loop.request import build_request, unique_calls
+from athena.loop.result import Result, shortened
 from athena.loop.state import Ended, SessionState, Turn, digest, duration_ms
-from athena.loop.step import CallModel, CloseCalls, Finish, RunTools, Take, Wait, next_step
-from athena.messages import Message, ToolCall, Usage, clean_text, cleaned, new_call_id
+from athena.loop.step import Ask, CallModel, CloseCalls, Finish, RestoreFiles, RunTools, Take, Wait, next_step
+from athena.messages import Message, Usage, clean_text, cleaned
 from athena.providers.base import Delta, ModelRequest, ModelResponse, Provider
 from athena.providers.retry import stream_with_retries
 from athena.recorder import Recorder
 from athena.redact import Redactor, session_secrets, tool_env
+from athena.stores.base import Store
 from athena.tools.base import Tool
 
 QUEUE_LIMIT = 64
 """Messages that may wait behind a running turn; the next one is refused with :class:`Busy`."""
+
+ACCEPT_LIMIT_S = 5.0
+"""How long whoever sends a message that is recorded waits for a disk that cannot sync it."""
 
 
 class Audience(Protocol):
@@ -79,12 +95,14 @@ class Runner:
         audience: Audience,
         *,
         env: dict[str, str],
+        store: Store | None = None,
         random_unit: Callable[[], float] = random.random,
     ) -> None:
         self.session_id = session_id
         self.options = options
         self.recorder = recorder
         self.waiters = Waiters()
+        self.approvals = Approvals(recorder)
         self._provider = provider
         self._tools = tools
         self._audience = audience
@@ -93,9 +111,15 @@ class Runner:
         self._redactor = Redactor(secrets)
         self._tool_env = tool_env(env, options.env_allow, secrets=secrets.values())
         self._wakeup = asyncio.Event()
+        self.branches = Branches(session_id, recorder, store, self._redactor, wake=self._wakeup.set)
         self._step: asyncio.Task[None] | None = None
         self._turn_options: dict[str, dict[str, Any]] = {}
         self._effective: tuple[str, Options] | None = None
+        self._held: frozenset[str] = frozenset()
+        """Ids of messages that wait for the grants of a supervisor that died."""
+        self._openings: list[tuple[str, dict[str, Any], str | None]] = []
+        """What opens this life and could not be written yet."""
+        self._accepting: set[asyncio.Task[None]] = set()
 
     @property
     def state(self) -> SessionState:
@@ -103,34 +127,80 @@ class Runner:
 
     # --- start
 
-    async def begin(self, resumed_because: Any = None, *, counted: bool = False, interrupt: str | None = None) -> None:
+    async def begin(
+        self,
+        resumed_because: Any = None,
+        *,
+        counted: bool = False,
+        interrupt: str | None = None,
+        is_later_life: bool = False,
+    ) -> None:
         """Write what opens this life of the session.
 
         ``resumed_because`` is the last life's reason, ``counted`` whether its death counts against an open turn;
         ``interrupt`` names a turn that the last life was told to end and did not.
+
+        Raises :class:`DiskError` if the log cannot be written. One that could be before does not end for that: its
+        opening is then the first that :meth:`run` writes.
         """
         if self.state.events == 0:
             data: dict[str, Any] = {"format": FORMAT, "session_id": self.session_id, "product": PRODUCT}
             data["options"] = self.options.recorded()
             if self.options.messages:
                 data["messages"] = [cleaned(Message.from_map(m)).to_map() for m in self.options.messages]
-            await self.recorder.record("session_start", data)
+            await self.recorder.record("session_start", data, waits=False)
             return
-        await self.recorder.record("session_resume", {"reason": resumed_because, "options": self.options.recorded()})
+        self._openings.append(("session_resume", {"reason": resumed_because, "options": self.options.recorded()}, None))
         turn = self.state.turn
-        if turn is None:
-            return
-        await self.recorder.record("turn_resumed", {"reason": resumed_because, "counted": counted}, turn.id)
-        if interrupt == turn.id:
-            by = "turn_timeout" if resumed_because == {"limit": "turn_time"} else "client"
-            await self.recorder.record("interrupted", {"by": by}, turn.id)
+        if turn is not None:
+            self._openings.append(("turn_resumed", {"reason": resumed_because, "counted": counted}, turn.id))
+            if interrupt == turn.id:
+                by = "turn_timeout" if resumed_because == {"limit": "turn_time"} else "client"
+                self._openings.append(("interrupted", {"by": by}, turn.id))
+            elif turn.interrupted is None:  # open requests are told again: nobody may be there who heard of them
+                asked = [call.request for call in turn.open_calls if call.is_asked and call.request is not None]
+                self._openings += [("permission_request", request.data, turn.id) for request in asked]
+        try:
+            await self._open(waits=False)
+        except DiskError:
+            if not is_later_life:
+                raise
+
+    async def _open(self, *, waits: bool) -> None:
+        while self._openings:
+            kind, data, turn = self._openings[0]
+            await self.recorder.record(kind, data, turn, waits=waits)
+            del self._openings[0]
+
+    def hold(self) -> None:
+        """Do nothing of what is open now before :meth:`release`: its supervisor died, and who granted something for it
+        has not said so again."""
+        turn = self.state.turn
+        open_now = [turn.message_id] if turn is not None else []
+        self._held = frozenset([*open_now, *(m.message_id for m in self.state.queue)])
+
+    @property
+    def is_held(self) -> bool:
+        """Whether something waits for :meth:`release`."""
+        if not self._held:
+            return False
+        turn = self.state.turn
+        is_open = turn is not None and turn.message_id in self._held
+        return is_open or any(m.message_id in self._held for m in self.state.queue)
+
+    def release(self) -> None:
+        """Go on with what was held, with what is there."""
+        self._held = frozenset()
+        self._wakeup.set()
 
     # --- what clients ask
 
     async def accept(self, message_id: str, text: str, options: dict[str, Any] | None = None) -> bool:
         """Queue a message; when this returns it is on disk. ``False`` if this id was accepted before (a resend).
 
-        Raises :class:`MessageIdConflict`, :class:`Busy`, :class:`athena.errors.InvalidOption`.
+        Raises :class:`MessageIdConflict`, :class:`Busy`, :class:`athena.errors.InvalidOption`,
+        :class:`RecordTooLarge`, and :class:`DiskError`: without ``recorded`` nothing of it is in the log; with it the
+        message keeps its place, and only its sync fails.
         """
         text = clean_text(text)
         known = self.state.receipts.get(message_id)
@@ -141,7 +211,7 @@ class Runner:
                 )
             if options:
                 self._turn_options.setdefault(message_id, parse_turn_options(options))
-            await self.recorder.barrier()
+            await self._in_time(message_id, self.recorder.barrier())
             return False
         checked = parse_turn_options(options or {})
         if "tools" in checked:
@@ -154,10 +224,44 @@ class Runner:
         recorded = {k: v for k, v in self._merged(checked).recorded().items() if k in checked}
         if recorded:
             data["options"] = recorded
-        await self.recorder.record("message_accepted", data)
+        await self._in_time(message_id, self._record_message(data))
+        return True
+
+    async def _record_message(self, data: dict[str, Any]) -> None:
+        try:
+            await self.recorder.record("message_accepted", data, waits=False)
+        finally:
+            if data["message_id"] not in self.state.receipts:
+                self._turn_options.pop(data["message_id"], None)
         self._wakeup.set()
         await self.recorder.barrier()
-        return True
+
+    async def _in_time(self, message_id: str, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for ``work``, which goes on when the time is over: what is recorded is to be synced and published."""
+        task = asyncio.ensure_future(work)
+        self._accepting.add(task)
+        task.add_done_callback(self._accepting.discard)
+        done, _ = await asyncio.wait([task], timeout=ACCEPT_LIMIT_S)
+        if not done and message_id not in self.state.receipts:
+            task.cancel()
+            await asyncio.wait([task])
+            raise DiskError(
+                f"message {message_id!r} is not accepted: the log of {self.session_id!r} cannot be written now",
+                session_id=self.session_id,
+                message_id=message_id,
+                errno=None,
+            )
+        if done:
+            task.result()
+            return
+        raise DiskError(
+            f"message {message_id!r} is in the log of {self.session_id!r} and keeps its place, but the disk does not"
+            " make it safe from a power cut; send it again under its id to be told when it is",
+            session_id=self.session_id,
+            message_id=message_id,
+            recorded=True,
+            errno=None,
+        )
 
     def result_of(self, message_id: str) -> Result | None:
         """The result of an ended turn, or ``None`` while it waits or runs."""
@@ -191,6 +295,7 @@ class Runner:
             await self.recorder.record("interrupted", {"by": "client"}, running.id)
             if self._step is not None:
                 self._step.cancel()
+            self._wakeup.set()
         await asyncio.wait([ended])
         return True
 
@@ -198,10 +303,14 @@ class Runner:
 
     async def run(self) -> None:
         """Carry out steps for ever. Cancelling it leaves an open turn open in the log, for the next life."""
+        await self._open(waits=True)
         try:
             while True:
+                await self.branches.do_between()
                 step = next_step(self.state, self._options_now().limits())
-                if isinstance(step, Wait):
+                # What an interrupt ends, or a recorded answer, acts on nothing: it needs no grants.
+                is_held = self.is_held and not isinstance(step, CloseCalls | Finish | RestoreFiles)
+                if isinstance(step, Wait) or is_held:
                     self._wakeup.clear()
                     await self._wakeup.wait()
                     continue
@@ -215,14 +324,24 @@ class Runner:
                 self._step.cancel()
                 await asyncio.wait([self._step])
 
-    async def _perform(self, step: Take | CallModel | RunTools | CloseCalls | Finish) -> None:
+    async def _perform(self, step: Take | RestoreFiles | CallModel | RunTools | Ask | CloseCalls | Finish) -> None:
+        try:
+            await self._carry_out(step)
+        except RecordTooLarge as error:  # of a message or an answer; a turn ends for it, and no process
+            await self._finish("error_during_execution", error.message, error)
+
+    async def _carry_out(self, step: Take | RestoreFiles | CallModel | RunTools | Ask | CloseCalls | Finish) -> None:
         match step:
             case Take():
                 await self._take()
+            case RestoreFiles():
+                await self.branches.restore_files()
             case CallModel():
                 await self._call_model()
             case RunTools(calls):
                 await self._batch().run(calls)
+            case Ask(calls):
+                await self._batch().wait(calls)
             case CloseCalls(calls):
                 await self._batch().close(calls)
             case Finish(reason, detail):
@@ -246,7 +365,7 @@ class Runner:
             reason = _PROVIDER_REASONS.get(error.data.get("kind", ""), "error_during_execution")
             await self._finish(reason, error.message, error)
             return
-        message = Message("assistant", response.text, _unique_calls(response), reasoning=response.thinking)
+        message = Message("assistant", response.text, unique_calls(response), reasoning=response.thinking)
         await self.recorder.record(
             "assistant_message",
             {
@@ -293,7 +412,10 @@ class Runner:
         }
         if error is not None:
             data["error"] = self._redactor.json(to_wire(error))
-        await self.recorder.record("turn_end", data, turn.id)
+        try:
+            await self.recorder.record("turn_end", data, turn.id)
+        except RecordTooLarge:
+            await self.recorder.record("turn_end", shortened(data), turn.id)
         await self.recorder.barrier()
         self._turn_options.pop(turn.message_id, None)
         self.waiters.resolve(turn.message_id, self._result(turn.message_id, self.state.ended[turn.message_id]))
@@ -330,10 +452,12 @@ class Runner:
             self._tools_now(),
             options,
             turn=self._turn().id,
+            message_id=self._turn().message_id,
             session_id=self.session_id,
             cwd=Path(options.cwd or "."),
             env=self._tool_env,
             redactor=self._redactor,
+            approvals=self.approvals,
         )
 
     def _was_interrupted(self, turn: str) -> bool:
@@ -353,7 +477,7 @@ class Runner:
         return Result(
             text=data.get("text"),
             finish_reason=data["finish_reason"],
-            messages=tuple(self.state.messages[: ended.message_count]),
+            messages=ended.history,
             session_id=self.session_id,
             message_id=message_id,
             turn=ended.turn,
@@ -370,15 +494,3 @@ class Runner:
 
 
 _PROVIDER_REASONS = {"unauthorized": "error_provider_auth", "context_length_exceeded": "error_prompt_too_long"}
-
-
-def _unique_calls(response: ModelResponse) -> tuple[ToolCall, ...]:
-    """The calls with ids made unique: the log and the fold know a call by its id."""
-    seen: set[str] = set()
-    calls = []
-    for call in response.tool_calls:
-        if not call.id or call.id in seen:
-            call = replace(call, id=new_call_id())
-        seen.add(call.id)
-        calls.append(call)
-    return tuple(calls)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from athena import branch_calls
 from athena import session_calls as calls
+from athena.approver import Approver, CanUseTool, checked
 from athena.child_specs import session_spec
-from athena.client import ConnectionLost, SyncConnection, call_timeout
+from athena.client import ConnectionLost, call_timeout
 from athena.errors import (
     AthenaError,
     CallTimeout,
@@ -20,17 +23,20 @@ from athena.errors import (
     Reason,
     Unavailable,
 )
+from athena.event_stream import EventStream as EventStream
 from athena.events import Cursor, Event, new_uuid
+from athena.loop.permission import Answer
 from athena.loop.result import Result
 from athena.messages import Message, Usage
 from athena.pid import Pid
+from athena.points import Checkpoint, Point, Rewound
 from athena.processes import Monitor
-from athena.recovery import ANSWER_S, RETRY_S, Granted, Recovery, gone, perform, start_limit_s
+from athena.recovery import ANSWER_S, RETRY_S, Granted, Recovery, gone, perform, start_limit_s, stop
 from athena.session_calls import Call, Identity, StartOptions
+from athena.stored import discard_fork, read_blob
 from athena.stored import resume as resume_stored
 from athena.subscriber import Item, Subscriber, TurnFilter
 from athena.supervisors import Target, resolve
-from athena.wire import dumps
 
 T = TypeVar("T")
 
@@ -62,9 +68,10 @@ class Session:
         ``options``: every option of :mod:`athena.loop.options`, and ``name``, ``session_id``, ``store``
         (``"jsonl"``), ``store_options``, ``root``, ``restart`` (``"transient"``), ``max_restarts`` (3),
         ``max_seconds`` (5), ``shutdown`` (5.0 s), ``start_timeout`` (30 s), ``hang_timeout`` (30 s),
-        ``hibernate_after`` (600 s; ``"infinity"``: never); limits of its process tree: ``max_memory`` (bytes, default
-        ``"half"`` of the machine's), ``max_processes`` (1024), ``max_files`` and ``turn_timeout`` (seconds), both
-        ``"infinity"``. Returns when the child is ready; an existing ``session_id`` continues its log.
+        ``hibernate_after`` (600 s; ``"infinity"``: never), ``grants_timeout`` (600 s: how long an open turn waits,
+        after its supervisor's death, for these options to be given again); limits of its process tree: ``max_memory``
+        (bytes, default ``"half"`` of the machine's), ``max_processes`` (1024), ``max_files`` and ``turn_timeout``
+        (seconds), both ``"infinity"``. Returns when the child is ready; an existing ``session_id`` continues its log.
 
         Raises :class:`~athena.errors.InvalidOption` (names the option and what is legal),
         :class:`~athena.errors.AlreadyStarted`, :class:`~athena.errors.StartError`, :class:`~athena.errors.LogLocked`,
@@ -79,10 +86,18 @@ class Session:
 
     @classmethod
     def _start(cls, supervisor: str | Path | Target | None, options: dict[str, Any], *, link: bool) -> Session:
-        checked = calls.start_options(options, link=link)
+        function = checked(options.pop("can_use_tool", None))
+        given = calls.start_options(options, link=link)
         target = resolve(supervisor)
-        identity = perform(target, calls.start(checked), start_limit_s(options))
-        return cls(target, identity, checked)
+        identity = perform(target, calls.start(given, [True] if function else []), start_limit_s(options))
+        session = cls(target, identity, given)
+        if function is not None:
+            try:
+                session._approve(function)
+            except BaseException:
+                session.stop()
+                raise
+        return session
 
     @staticmethod
     def child_spec(**options: Any) -> dict[str, Any]:
@@ -147,6 +162,11 @@ class Session:
         return resume_stored(session_id, store, as_, replay_last_user_turn, root=root, store_options=store_options)
 
     @staticmethod
+    def blob(ref: str, store: str = "jsonl", **where: Any) -> bytes:
+        """What a payload refers to with ``["blob"]["ref"]``; needs no process. See :func:`athena.stored.read_blob`."""
+        return read_blob(ref, store, **where)
+
+    @staticmethod
     def delete(
         session_id: str,
         store: str = "jsonl",
@@ -192,27 +212,45 @@ class Session:
     # --- talking
 
     def send_message(
-        self, text: str, *, message_id: str | None = None, timeout: float | None = None, **loop_options: Any
+        self,
+        text: str,
+        *,
+        message_id: str | None = None,
+        timeout: float | None = None,
+        can_use_tool: CanUseTool | None = None,
+        **loop_options: Any,
     ) -> Result:
         """Send a message and wait for its turn to end. Restarts of the child are part of the wait.
 
         The same ``message_id`` twice is one turn and one answer. ``timeout`` (seconds) ends the wait, not the turn.
-        ``loop_options`` hold for this turn. Provider failures, caps and interrupts return a :class:`Result` with that
+        ``loop_options`` hold for this turn, and so does ``can_use_tool``, which answers its permission requests here
+        (:data:`athena.approver.CanUseTool`). Provider failures, caps and interrupts return a :class:`Result` with that
         finish reason.
 
         Raises :class:`~athena.errors.CallTimeout` (with the ``message_id``), :class:`~athena.errors.Busy`,
         :class:`~athena.errors.MessageIdConflict`, :class:`~athena.errors.SessionFailed`,
         :class:`~athena.errors.SessionStopped`, :class:`~athena.errors.NoProcess`, :class:`~athena.errors.Unavailable`.
         """
-        call = calls.send(self.session_id, text, message_id or new_uuid(), loop_options, wait=True)
-        answer: Result = self._do(call, timeout)
+        message_id = message_id or new_uuid()
+        call = calls.send(self.session_id, text, message_id, loop_options, wait=True)
+        with self._approving(can_use_tool, message_id) as approver:
+            answer: Result = self._do(call, timeout)
+            if approver is not None:
+                approver.close()
         return answer
 
-    def submit(self, text: str, *, message_id: str | None = None, **loop_options: Any) -> Turn:
+    def submit(
+        self, text: str, *, message_id: str | None = None, can_use_tool: CanUseTool | None = None, **loop_options: Any
+    ) -> Turn:
         """Hand a message over; returns when it is accepted, which means on disk. Raises as :meth:`send_message`."""
         message_id = message_id or new_uuid()
-        answer = self._do(calls.send(self.session_id, text, message_id, loop_options, wait=False))
-        return Turn(self, message_id, int(answer["seq"]))
+        call = calls.send(self.session_id, text, message_id, loop_options, wait=False)
+        with self._approving(can_use_tool, message_id) as approver:
+            seq = int(self._do(call)["seq"])
+            if can_use_tool is not None and approver is not None and seq <= approver.joined_at:
+                approver.close()  # it was sent before, and its turn may be over: the end of that is in the log
+                self._approve(can_use_tool, message_id, after=seq)
+        return Turn(self, message_id, seq)
 
     def stream(self, text: str, *, message_id: str | None = None, **loop_options: Any) -> Iterator[Item | Result]:
         """Send a message and iterate its turn's deltas and events; the last item is the :class:`Result`."""
@@ -229,6 +267,63 @@ class Session:
         life records the interrupt.
         """
         return self._do(calls.interrupt(self.session_id, clear_queue=clear_queue))
+
+    # --- going back, and another way
+
+    def checkpoint(self, label: str | None = None) -> Checkpoint:
+        """Name the point that the session is at now, in a turn too. When this returns, it is on disk.
+
+        A label that was given before moves here. Raises :class:`~athena.errors.InvalidOption`,
+        :class:`~athena.errors.DiskError`.
+        """
+        return self._do(branch_calls.checkpoint(self.session_id, label))
+
+    def rewind(self, to: Point, *, files: bool = True) -> Rewound:
+        """Go back to a point: a label, a seq, a checkpoint, cursor or event, or the message id of a turn, which means
+        its end. The history is what it was there, and with ``files`` so is every file that a tool for files has
+        changed since. What was answered, spent or waits in the queue stays. The answer says how to undo it.
+
+        Raises :class:`~athena.errors.NotFound` (names the labels there are), :class:`~athena.errors.Busy` while a turn
+        runs, :class:`~athena.errors.UnsupportedStore` if files were changed and the store has kept none.
+        """
+        return self._do(branch_calls.rewind(self.session_id, to, files=files))
+
+    def fork(self, at: Point | None = None, *, link: bool = True, **options: Any) -> Session:
+        """Start a session that goes on from a point of this one (default: from here) beside it. Without a copy: its log
+        refers to this one's. A turn that is open there is not open in the fork, which begins behind its last whole
+        step. Files stay as they are.
+
+        It has the options of this one, with its grants if this handle started it, and ``options`` over them (as for
+        :meth:`start_link`, without ``store``, ``root`` and ``messages``). ``link=False``: it lives on as with
+        :meth:`start`. Raises as :meth:`rewind` and :meth:`start_link`.
+        """
+        given = branch_calls.fork_options(self._options, options, link=link)
+        new_id = given["session_id"]
+        made = self._do(branch_calls.fork(self.session_id, at, new_id))
+        try:
+            return Session._start(self._target, given | made, link=link)
+        except AthenaError as error:
+            if not isinstance(error, CallTimeout | Unavailable):  # after these two it may be there
+                discard_fork(new_id, made)
+            raise
+
+    @staticmethod
+    def fork_stored(
+        session_id: str,
+        at: Point | None = None,
+        *,
+        new_session_id: str | None = None,
+        store: str = "jsonl",
+        root: str | Path | None = None,
+        store_options: dict[str, Any] | None = None,
+    ) -> str:
+        """Make a fork of a stored session; returns its id, and starts nothing. See
+        :func:`athena.stored_branches.fork_stored`."""
+        from athena.stored_branches import fork_stored
+
+        return fork_stored(
+            session_id, at, new_session_id=new_session_id, store=store, root=root, store_options=store_options
+        )
 
     # --- looking
 
@@ -249,12 +344,31 @@ class Session:
         """The messages that wait behind the running turn: ``message_id`` and ``text``."""
         return self._do(calls.queue(self.session_id), ANSWER_S)
 
-    def events(self, after: int | Event | Cursor | None = None, *, deltas: bool = True) -> EventStream:
+    def requests(self) -> Rows:
+        """The permission requests that wait for an answer, each with ``request_id``, ``tool``, ``arguments``, the
+        ``reason`` for asking, ``call_id``, ``message_id``, ``turn`` and ``at``."""
+        return self._do(calls.requests(self.session_id), ANSWER_S)
+
+    def answer(self, request_id: str, decision: Answer, *, remember: bool = False, reason: str | None = None) -> None:
+        """Answer a permission request; when this returns, the answer has won and is on disk.
+
+        ``remember``: it holds for every call of this tool (for ``bash``, of this very command) for the rest of the
+        session; that is kept in memory only. ``reason`` is for the model, with a denial.
+
+        Raises :class:`~athena.errors.AlreadyResolved` (with ``by`` and ``at``), :class:`~athena.errors.NotFound`.
+        """
+        self._do(calls.answer(self.session_id, request_id, decision, remember=remember, reason=reason))
+
+    def events(
+        self, after: int | Event | Cursor | None = None, *, deltas: bool = True, approver: bool = False
+    ) -> EventStream:
         """Iterate events and deltas, over reconnects without a gap or a double, until the session is stopped.
 
         ``after``: ``None`` from now on, with the partial text so far; 0 from the start; an event or cursor: after it.
+        ``approver``: whoever reads it answers permission requests (:meth:`answer`), so calls wait for that instead of
+        being denied. Raises :class:`~athena.errors.InvalidOption` for an event that the log does not hold.
         """
-        return EventStream(self, Subscriber(after, deltas=deltas))
+        return EventStream(self, Subscriber(after, deltas=deltas, approver=approver))
 
     def monitor(self) -> Monitor:
         """Watch the process that runs the session now. Its :class:`Down` comes exactly once."""
@@ -265,16 +379,31 @@ class Session:
     def stop(self, reason: Reason = "normal", timeout: float | None = None) -> None:
         """Stop the session: polite, then firm after its ``shutdown`` time (or ``timeout`` seconds). Twice is a
         no-op."""
-        try:
-            perform(self._target, calls.stop(self.session_id, reason, timeout), None)
-        except (ConnectionLost, NotRunning):
-            pass  # the supervisor is gone, and with it the process
+        stop(self._target, calls.stop(self.session_id, reason, timeout))
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()
+
+    # --- permissions
+
+    def _approve(self, function: CanUseTool, message_id: str | None = None, after: int | None = None) -> Approver:
+        subscriber = Subscriber(after, deltas=False, may_be_ahead=True, approver=message_id or True)
+        return Approver(self, EventStream(self, subscriber), function, message_id)
+
+    @contextlib.contextmanager
+    def _approving(self, function: CanUseTool | None, message_id: str) -> Iterator[Approver | None]:
+        """Have a function asked for the turn of this message, to its end."""
+        function = checked(function)
+        approver = None if function is None else self._approve(function, message_id)
+        try:
+            yield approver
+        except BaseException as error:
+            if approver is not None and not isinstance(error, CallTimeout | Unavailable):  # after these it may go on
+                approver.close()
+            raise
 
     # --- the way to the supervisor and back
 
@@ -297,17 +426,18 @@ class Session:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
-                answer = perform(
-                    self._target, call, None if deadline is None else max(0.001, deadline - time.monotonic())
-                )
+                left_s = None if deadline is None else max(0.001, deadline - time.monotonic())
+                answer = perform(self._target, call, left_s, expect=recovery.expected)
             except (ConnectionLost, NotRunning) as error:
                 recovery.lost(error)
                 self._sleep(deadline, call, timeout)
             except NotFound as error:
+                if error.data.get("target") != self.session_id:
+                    raise  # the session has answered: it does not know what was asked for
                 if not recovery.was_replaced():
                     raise gone(error, self.session_id) from None
             else:
-                self._supervisor_id = self._target.pool.supervisor_id
+                self._supervisor_id = recovery.supervisor_id
                 return answer
             recovery.try_again()
 
@@ -334,9 +464,10 @@ class Turn:
         :class:`~athena.errors.Cancelled`."""
         return self._session._do(calls.result(self._session.session_id, self.message_id), timeout)
 
-    def events(self) -> Iterator[Item]:
-        """This turn's events and deltas, from its start to its ``turn_end``."""
-        with self._session.events(self._seq) as stream:
+    def events(self, *, approver: bool = False) -> Iterator[Item]:
+        """This turn's events and deltas, from its start to its ``turn_end``. ``approver`` as for
+        :meth:`Session.events`."""
+        with EventStream(self._session, Subscriber(self._seq, may_be_ahead=True, approver=approver)) as stream:
             yield from one_turn(stream, self.message_id)
 
     def cancel(self) -> bool:
@@ -352,79 +483,3 @@ def one_turn(stream: Iterator[Item], message_id: str) -> Iterator[Item]:
             yield item
         if follow.is_over:
             return
-
-
-class EventStream:
-    """An iterator of events and deltas. Subscribed from the moment it is made; close it, or use it in ``with``."""
-
-    def __init__(self, session: Session, subscriber: Subscriber) -> None:
-        self._session = session
-        self._subscriber = subscriber
-        self._items: list[Item] = []
-        self._connection: SyncConnection | None = None
-        self._subscribe()
-        self.joined_at = subscriber.seq
-        """The seq of the last event before the stream."""
-
-    def __iter__(self) -> EventStream:
-        return self
-
-    def __next__(self) -> Item:
-        item = self.next()
-        if item is None:
-            raise StopIteration
-        return item
-
-    def next(self, timeout: float | None = None) -> Item | None:
-        """The next item; ``None`` after the session's end. Raises :class:`~athena.errors.CallTimeout`."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._items:
-            if self._subscriber.is_ended or self._connection is None:
-                return None
-            try:
-                frame = self._connection.next_frame(deadline)
-            except TimeoutError:
-                raise call_timeout("events", timeout) from None
-            except ConnectionLost:
-                self._connection.close()
-                self._subscribe()
-                continue
-            self._items = self._subscriber.feed(frame)
-        return self._items.pop(0)
-
-    def close(self) -> None:
-        """Leave the stream."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def __enter__(self) -> EventStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _subscribe(self) -> None:
-        session = self._session
-        recovery = Recovery(session._target, session._options, session._supervisor_id, session._granted)
-        while True:
-            try:
-                self._connection = self._join()
-                return
-            except (ConnectionLost, NotRunning, TimeoutError) as error:
-                recovery.lost(error)
-                time.sleep(RETRY_S)
-            except NotFound as error:
-                if not recovery.was_replaced():
-                    raise gone(error, session.session_id) from None
-            recovery.try_again()
-
-    def _join(self) -> SyncConnection:
-        connection = self._session._target.pool.open()
-        try:
-            header, body = {"session": self._session.session_id}, dumps(self._subscriber.request_body())
-            self._subscriber.subscribed(connection.call("subscribe", header, body, ANSWER_S).json())
-        except BaseException:
-            connection.close()
-            raise
-        return connection

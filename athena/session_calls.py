@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -15,12 +15,14 @@ import orjson
 from athena import events
 from athena.config import default_paths
 from athena.errors import InvalidOption
-from athena.events import check_session_id, new_session_id
-from athena.loop.options import check_portable, parse_options, parse_turn_options, refuse_unknown
+from athena.events import check_session_id, new_session_id, new_uuid
+from athena.loop.options import GRANTS, check_portable, parse_options, parse_turn_options, refuse_unknown
+from athena.loop.permission import ANSWERS, open_requests
 from athena.loop.result import Result
 from athena.loop.state import SessionState, fold
 from athena.messages import Message, Usage, clean_json, clean_text
 from athena.pid import Pid
+from athena.stores import STORES
 from athena.wire import Frame, Header, dumps
 
 T = TypeVar("T")
@@ -28,7 +30,11 @@ T = TypeVar("T")
 LIMIT_FIELDS = frozenset({"max_memory", "max_processes", "max_files", "turn_timeout"})
 SPEC_FIELDS = LIMIT_FIELDS | {
     "restart", "max_restarts", "max_seconds", "shutdown", "start_timeout", "hang_timeout", "hibernate_after",
+    "grants_timeout",
 }  # fmt: skip
+_PRIVATE = GRANTS | {"messages"}
+"""Options that are not written down."""
+
 SESSION_FIELDS = frozenset({"name", "session_id", "store", "store_options", "root"}) | SPEC_FIELDS
 
 
@@ -65,10 +71,11 @@ class StartOptions:
     def again(self, granted: list[dict[str, Any]]) -> StartOptions:
         """The request for a session that ran already: its first messages are in the log, the grants of ``granted``
         ones are not."""
-        init = orjson.loads(self.body)
+        public, private = self.body.split(b"\n")
+        init = orjson.loads(private)
         init["options"].pop("messages", None)
         init["granted"] = granted
-        return replace(self, body=dumps(init))
+        return replace(self, body=public + b"\n" + dumps(init))
 
 
 def start_options(given: dict[str, Any], *, link: bool) -> StartOptions:
@@ -91,17 +98,30 @@ def start_options(given: dict[str, Any], *, link: bool) -> StartOptions:
     options |= message_maps(options)
     check_given(options)
     options = clean_json(options)
-    init = {
-        "options": {k: v for k, v in options.items() if k not in ("env", "python_path")},
-        "env": options.get("env") if options.get("env") is not None else dict(os.environ),
-        "cwd": _here(),  # where neither these options nor the log of a continued session say so
-        "python_path": options.get("python_path") or import_path(),
-        "store": store,
-        "store_options": clean_json(store_options),
-        "root": root if store == "jsonl" else session.get("root"),
-    }
     spec = {**session, "session_id": session_id, "link": link}
-    return StartOptions(session_id, spec, dumps(_encodable(init)), store)
+    if store_options and store not in STORES:
+        spec["private_store"] = True
+    return StartOptions(session_id, spec, _init(options, store, clean_json(store_options), root), store)
+
+
+def _init(options: dict[str, Any], store: str, store_options: Any, root: str) -> bytes:
+    """What the child gets, in two lines: what the supervisor may write down for the one after it, and what it must
+    not, which is grants, secrets, and what is in the log anyway."""
+    private = {k: options.pop(k) for k in _PRIVATE & options.keys()}
+    env = private.pop("env", None)
+    where = "public" if store in STORES else "private"  # those of a custom store may hold a password
+    lines: dict[str, dict[str, Any]] = {
+        "public": {
+            "options": {k: v for k, v in options.items() if k != "python_path"},
+            "cwd": _here(),  # where neither these options nor the log of a continued session say so
+            "python_path": options.get("python_path") or import_path(),
+            "store": store,
+            "root": root,
+        },
+        "private": {"options": private, "env": _encodable(env if env is not None else dict(os.environ))},
+    }
+    lines[where]["store_options"] = store_options
+    return dumps(lines["public"]) + b"\n" + dumps(lines["private"])
 
 
 def message_maps(options: dict[str, Any]) -> dict[str, Any]:
@@ -126,10 +146,9 @@ def check_given(options: dict[str, Any]) -> None:
     parse_options(options if "provider" in options else {"provider": "mock", **options})
 
 
-def _encodable(init: dict[str, Any]) -> dict[str, Any]:
+def _encodable(env: dict[str, str]) -> dict[str, str]:
     # Environment variables are bytes: what is no UTF-8 cannot travel as JSON and is of no use to a tool's text either.
-    init["env"] = {clean_text(k): clean_text(v) for k, v in init["env"].items()}
-    return init
+    return {clean_text(k): clean_text(v) for k, v in env.items()}
 
 
 def _here() -> str | None:
@@ -154,9 +173,10 @@ def import_path() -> list[str]:
 # --- calls ------------------------------------------------------------------------------------------------------------
 
 
-def start(options: StartOptions) -> Call[Identity]:
-    """Start the session; answered when it is ready."""
-    return Call("start", {"spec": options.spec}, options.body, _identity)
+def start(options: StartOptions, approvers: Sequence[bool | str] = ()) -> Call[Identity]:
+    """Start the session; answered when it is ready. ``approvers``: for what the caller is about to subscribe as one
+    (``True``: for everything, or a message's id). They are no part of the specification, which is written down."""
+    return Call("start", {"spec": options.spec, "approvers": list(approvers)}, options.body, _identity)
 
 
 def attach(target: str | int) -> Call[Identity]:
@@ -214,6 +234,35 @@ def interrupt(session_id: str, *, clear_queue: bool) -> Call[bool]:
     """End the running turn."""
     body = dumps({"clear_queue": clear_queue})
     return Call("interrupt", {"session": session_id}, body, lambda f: bool(f.json()["interrupted"]))
+
+
+def answer(session_id: str, request_id: object, decision: object, *, remember: bool, reason: object) -> Call[None]:
+    """Answer a permission request. Asked again after a loss it is the same answer. Raises :class:`InvalidOption`."""
+    _expect("request_id", request_id, str, "the request_id of a permission request")
+    if not isinstance(decision, str) or decision not in ANSWERS:
+        expected = "'allow' or 'deny'"
+        raise InvalidOption(
+            f"decision {decision!r} is not legal: expected {expected}",
+            option="decision",
+            value=repr(decision)[:80],
+            expected=expected,
+        )
+    _expect("remember", remember, bool, "True or False")
+    _expect("reason", reason, str | None, "a text for the model")
+    body = {"request_id": request_id, "decision": decision, "answer_id": new_uuid(), "remember": remember}
+    if reason:
+        body["reason"] = clean_text(str(reason))
+    return Call("answer", {"session": session_id}, dumps(clean_json(body)), lambda f: None)
+
+
+def requests(session_id: str) -> Call[list[dict[str, Any]]]:
+    """The permission requests that are open."""
+
+    def read(frame: Frame) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = open_requests(_folded(frame)) if _is_log(frame) else frame.json()
+        return rows
+
+    return Call("requests", {"session": session_id}, b"", read)
 
 
 def messages(session_id: str) -> Call[list[Message]]:

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from athena import providers, tools
+import orjson
+
+from athena import failpoints, providers, tools
 from athena.environment import COOKIE_VARIABLE
 from athena.errors import InvalidOption
 from athena.events import Event
@@ -50,6 +52,17 @@ class SessionParts:
     damage: dict[str, Any] | None
 
 
+def read_init(body: bytes) -> dict[str, Any]:
+    """A start request: the line that its supervisor may write down and, unless that is all that is left of it after a
+    supervisor's death, the line with what it may not."""
+    public, _, private = body.partition(b"\n")
+    init: dict[str, Any] = orjson.loads(public)
+    if private:
+        rest = orjson.loads(private)
+        init |= {**rest, "options": {**init["options"], **rest["options"]}}
+    return init
+
+
 async def build_session(header: Header, init: dict[str, Any], host: Host, lines: Sequence[bytes] = ()) -> SessionParts:
     """Everything for one life of a session, its log locked and folded.
 
@@ -68,11 +81,11 @@ async def build_session(header: Header, init: dict[str, Any], host: Host, lines:
         for event in log.read():
             state.apply(event)
         if state.events:
-            if header.get("incarnation", 1) == 1:  # a later life finds its own seed there
+            if header.get("incarnation", 1) == 1 or header.get("presented"):  # a later life finds its own seed there
                 _refuse_seed(session_id, state, init["options"])
             ready = await _equip(state.options, init, host)
         assert ready is not None, "a log without an event is a new session's"
-        return _assemble(session_id, state, log, init, host, ready)
+        return _assemble(session_id, state, log, init, host, ready, store)
     except BaseException:
         log.close()
         raise
@@ -91,12 +104,19 @@ class _Equipment:
 async def _equip(recorded: dict[str, Any], init: dict[str, Any], host: Host) -> _Equipment:
     options = merge_options(recorded, init)
     _enter_directory(options.cwd, is_new=not recorded)
-    env = mark_environment(dict(init.get("env") or {}), os.environ.get(COOKIE_VARIABLE))
+    given = init.get("env")  # without one, it is this process's: its supervisor's, in which nothing is secret
+    env = mark_environment(dict(os.environ if given is None else given), os.environ.get(COOKIE_VARIABLE))
     return _Equipment(options, tools.resolve(options.tools), await make_provider(options, env, host.call), env)
 
 
 def _assemble(
-    session_id: str, state: SessionState, log: Log, init: dict[str, Any], host: Host, equipment: _Equipment
+    session_id: str,
+    state: SessionState,
+    log: Log,
+    init: dict[str, Any],
+    host: Host,
+    equipment: _Equipment,
+    store: Store,
 ) -> SessionParts:
     in_memory = init.get("store") == "in_memory"
     recorder = Recorder(
@@ -108,7 +128,14 @@ def _assemble(
         on_degraded=host.degraded,
     )
     runner = Runner(
-        session_id, equipment.options, recorder, equipment.provider, equipment.tools, host, env=equipment.env
+        session_id,
+        equipment.options,
+        recorder,
+        equipment.provider,
+        equipment.tools,
+        host,
+        env=equipment.env,
+        store=store,
     )
     found = replace(log.damage, bad_lines=log.damage.bad_lines + state.misfits)
     damage = asdict(found) if found else None
@@ -174,6 +201,7 @@ def enter_environment(init: dict[str, Any]) -> None:
     """Make this process the caller's in environment and import path."""
     env = init.get("env")
     if env is not None:
+        failpoints.arm(env, failpoints.CHILD_VARIABLE)
         cookie = os.environ.get(COOKIE_VARIABLE)
         os.environ.clear()
         os.environ.update(env)

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 from athena.channel import Channel, open_write_pipe
 from athena.errors import from_wire
 from athena.events import Event
 from athena.last_words import Words
+from athena.loop.permission import open_requests
 from athena.loop.state import SessionState
 from athena.providers.base import Delta
 from athena.wire import Header
 
 PIPE_BACKLOG_BYTES = 1024 * 1024
 """Unsent event bytes above which deltas are no longer sent: they can be missed, events cannot."""
+
+_ASKS = ("request_id", "call_id", "tool", "turn", "at")
+"""What the supervisor is told of an open permission request."""
 
 _ENDS_STEP = frozenset({"assistant_message", "interrupted", "turn_end"})
 
@@ -32,6 +37,8 @@ class SessionWords(Words):
         self.session = session
         self.state = SessionState()
         """The session's, once there is one."""
+        self.is_held: Callable[[], bool] = lambda: False
+        """Whether what is open waits for grants."""
         self._channel: Channel | None = None
         self._is_closed = False
         self._held: list[tuple[Header, list[str]]] = []
@@ -76,8 +83,15 @@ class SessionWords(Words):
         self.frame(header | self.position(), event.line, control=False)
 
     def position(self) -> dict[str, Any]:
-        """The turn that is open, and how many messages wait behind it."""
-        return {"turn": self.state.turn.id if self.state.turn else None, "queue": len(self.state.queue)}
+        """The turn that is open, how many messages wait behind it, whether they wait for grants, and what is asked."""
+        held = {"held": True} if self.is_held() else {}
+        asks = [{word: row[word] for word in _ASKS} for row in open_requests(self.state)]
+        return {
+            "turn": self.state.turn.id if self.state.turn else None,
+            "queue": len(self.state.queue),
+            **held,
+            **({"asks": asks} if asks else {}),
+        }
 
     def delta(self, turn: str, step: int, attempt: int, offset: int, piece: Delta) -> None:
         """Send a piece of text. While the pipe is far behind, pieces are held back and joined: they can wait, events
@@ -113,6 +127,10 @@ class SessionWords(Words):
         """
         if message_id in self.state.ended or message_id in self.state.cancelled:
             self.frame({"kind": "settled", "messages": [message_id]})
+
+    def remember(self, rule: str, decision: str) -> None:
+        """Tell the supervisor of an answer that holds for the rest of the session."""
+        self.frame({"kind": "remember", "rule": rule, "decision": decision})
 
     def degraded(self, what: str | None) -> None:
         """Tell the supervisor that writing fails, or works again."""

@@ -26,6 +26,7 @@ from athena.client import ConnectionLost, Pool, SyncConnection
 from athena.config import Paths, default_paths, default_socket, private_dir, socket_path
 from athena.environment import COOKIE_VARIABLE, ROOT, scrubbed_environment
 from athena.errors import InvalidOption, NotRunning, Refused, Unavailable, from_wire
+from athena.wire import dumps
 
 START_S = 30.0
 """How long a supervisor has to listen; it takes a tenth of a second on a quiet machine."""
@@ -43,6 +44,8 @@ class Target:
     """One supervisor as its clients know it: a socket, connections to it, and what to do when it is gone."""
 
     can_start = False
+    forgets = False
+    """Whether its sessions end with it. A daemon's come back with the next one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,7 +60,7 @@ class Target:
     def answers(self) -> bool:
         """Whether a supervisor of ours listens there now. Raises :class:`Refused` if something else does."""
         try:
-            SyncConnection(self.path).close()
+            self.pool.open().close()
         except (NotRunning, ConnectionLost):
             return False
         return True
@@ -80,8 +83,8 @@ class DaemonTarget(Target):
         while self.can_start and not self.answers():
             try:
                 start_daemon()
-            except Refused:
-                if not _lock_holder_lives(default_paths()) or time.monotonic() > deadline:
+            except Refused as error:  # the one that holds the lock has a moment in which it has not said its pid
+                if "holder" not in error.data or time.monotonic() > deadline:
                     raise
                 time.sleep(POLL_S)
 
@@ -89,7 +92,7 @@ class DaemonTarget(Target):
 class EmbeddedSupervisor(Target):
     """A private supervisor for this program, started on first use. Pass it as ``supervisor=`` to share or separate."""
 
-    can_start = True
+    can_start = forgets = True
 
     def __init__(self) -> None:
         self._paths = default_paths()
@@ -177,14 +180,6 @@ def _chosen() -> Target:
     return daemon if daemon.answers() else embedded()
 
 
-def _lock_holder_lives(paths: Paths) -> bool:
-    """Whether the process that took the daemon's lock last is there: it starts, stops, or listens elsewhere."""
-    try:
-        return os.path.exists(f"/proc/{int(paths.lock.read_bytes())}")
-    except (OSError, ValueError):
-        return False
-
-
 _daemons: dict[Path, DaemonTarget] = {}
 
 
@@ -255,6 +250,8 @@ def _command(
     guard += ["--socket", str(socket), "--fds", str(ready_fd), "--"]
     supervisor = [sys.executable, "-P", "-m", "supervisor.daemon", "--mode", mode, "--socket", str(socket)]
     supervisor += ["--state", str(paths.state), "--runtime", str(paths.runtime), "--ready-fd", str(ready_fd)]
+    if not detach and os.environ.get("NOTIFY_SOCKET"):
+        supervisor += ["--notify", os.environ["NOTIFY_SOCKET"]]
     if owner is not None:
         supervisor += ["--owner", str(owner)]
     for name in ("max-sessions", "max-live"):
@@ -293,21 +290,25 @@ def _ready(fd: int, output: Path) -> dict[str, Any]:
         if not data:
             raise Unavailable(f"the supervisor ended while it started; its output is in {output}")
         line += data
+        deadline = time.monotonic() + START_S  # one that brings many sessions back says now and then that it goes on
     value: dict[str, Any] = json.loads(line)
     if not value.get("ready"):
         raise from_wire(value)
     return value
 
 
-def stop_supervisor(path: Path, timeout: float) -> bool:
-    """Ask the supervisor at ``path`` to stop; return when it has and its guard has cleaned up. ``False``: none ran."""
+def stop_supervisor(path: Path, timeout: float, *, restart: bool = False) -> bool:
+    """Ask the supervisor at ``path`` to stop; return when it has and its guard has cleaned up. ``False``: none ran.
+
+    ``restart``: another one follows at once, so whoever waits for a session is to go on waiting.
+    """
     try:
         connection = SyncConnection(path)
     except (NotRunning, ConnectionLost):
         return False
     try:
         guard = _parent_of(int((connection.protocol.hello or {}).get("pid", 0)))
-        connection.call("shutdown", {}, b"", timeout)
+        connection.call("shutdown", {}, dumps({"restart": restart}), timeout)
     except (TimeoutError, ConnectionLost):
         pass  # the guard's end is what counts
     finally:

@@ -24,12 +24,17 @@ FRAMES: dict[str, tuple[str, str]] = {
         "`env`, `cwd`, `python_path`, the supervisor's `socket`, its own `pid` and `name`; to a session's `session`, "
         "`incarnation`, why the last life ended (`reason`), whether that "
         "death counts against the open turn (`counted`), a turn to `interrupt`, how many events (`preload`) and "
-        "messages (`follow`) come right behind. The body is the start request as the client sent it",
+        "messages (`follow`) come right behind. `needs_grants`: what is open waits, as the body has its first line "
+        "only; "
+        "`presented`: a client has given the start options again. `approvers`: for what somebody can answer permission "
+        "requests, `true` or ids of messages; `remembered`: which answers hold. The body is the start request as the "
+        "client sent it",
     ),
     "ready": (
         "child to supervisor",
         "from a server `server` (true) and, if `init` gave one, `info`: a session's has `seq` of the last event, "
-        "`damage` found in the log, and the position: `turn`, `queue`",
+        "`damage` found in the log, and the position: `turn`, `queue`, and `held` (true) while these wait for grants; "
+        "in `asks` the permission requests that are open",
     ),
     "ignore": ("server to supervisor", "its `init` wants no server; the process ends, and that is no error"),
     "init_error": (
@@ -52,7 +57,13 @@ FRAMES: dict[str, tuple[str, str]] = {
     ),
     "state": (
         "child to supervisor; supervisor to subscribers",
-        "from a child: `degraded`, what is wrong or `null`. To subscribers: `state` and `reason` of the session",
+        "from a child: `degraded`, what is wrong or `null`. To subscribers: `state` and `reason` of the session, in "
+        "its place between the events; of those that a slow one missed, the last",
+    ),
+    "remember": (
+        "child to supervisor",
+        "`rule`, `decision`: an answer to a permission request that holds for the rest of the session; for the next "
+        "`init`, and for no file",
     ),
     "shutdown": (
         "supervisor to child",
@@ -68,7 +79,8 @@ FRAMES: dict[str, tuple[str, str]] = {
     ),
     "cast": (
         "supervisor to server",
-        "the body is the message; to a session `hibernate`: end in order, as the session goes on without a process",
+        "the body is the message; to a session `hibernate`: end in order, as the session goes on without a process, or "
+        "`go_on`: with what waits for grants, without them; or `approvers`, as in `init`, when they change",
     ),
     "info": (
         "supervisor to server",
@@ -84,23 +96,32 @@ FRAMES: dict[str, tuple[str, str]] = {
     ),
     "live": ("supervisor to subscriber", "`seq`: the replay has caught up; partial text of the running step follows"),
     "lagged": ("supervisor to subscriber", "`seq`: more than the byte bound was waiting; what follows is a replay"),
-    "ended": ("supervisor to subscriber", "`reason`: the session is over and nothing follows"),
+    "ended": (
+        "supervisor to subscriber",
+        "`reason`: the session is over and nothing follows; to one that is behind it comes after its replay. With "
+        "`error` the stream ends before the session does, and the body says why: its log could not be read",
+    ),
     "part": ("any", "`part`, `more`: the rest of a long body"),
 }
 
 OPERATIONS: dict[str, str] = {
-    "start": "Start a session from `spec` and the body's options; answered when its child is ready",
+    "start": "Start a session from `spec` and the body's options; answered when its child is ready. `approvers`: for "
+    "what the client is about to subscribe as one. The body is two "
+    "lines of JSON: what the supervisor may write down for the next one, and what it must not (grants, keys, the "
+    "environment, first messages). For a session that came back without the second line, it presents it",
     "attach": "Who has this name, id or pid",
     "whereis": "The pid under a name or id, or `null`",
     "list": "Rows of live, failed and stored sessions, and of shared services",
     "status": "What is known of a session without asking its child",
-    "subscribe": "Join after a cursor (`after`, `uuid`, `deltas`); the answer says where the stream begins",
+    "subscribe": "Join after a cursor (`after`, `uuid`, `deltas`), maybe as an `approver`, of everything (`true`) or "
+    "of a message's turn (its id); the answer says where the stream begins (`after`), "
+    "and in `reset` that the log does not hold the cursor's event",
     "unsubscribe": "Leave",
     "restart": "Start a session that has failed again; answered when it is ready",
     "stop": "End a session (`reason`, `timeout`); answered when nothing of it is left. Twice is a no-op",
     "service": "The address of a shared program, started if need be",
-    "info": "What this supervisor is and how it does",
-    "shutdown": "End the supervisor with everything below it",
+    "info": "What this supervisor is and how it does; of a daemon also how many sessions it has `respawned` and `lost`",
+    "shutdown": "End the supervisor with everything below it; `restart`: another one follows at once",
     "tree_start": "Start a supervision tree (`kind`, `flags`, `children`, `name`, `link`, `caller`; of a class its "
     "`spec`); answered when all of it has started, or wants nothing started",
     "tree_attach": "The supervisor that `tree` in the header names: a name, or a pid",
@@ -161,6 +182,14 @@ OPERATIONS: dict[str, str] = {
     "result": "Wait for the result of a `message_id`",
     "cancel": "Take a queued message back",
     "interrupt": "End the running turn; `clear_queue` drops what waits",
+    "answer": "Answer the permission request `request_id`: `decision` is `allow` or `deny`; `remember`, a `reason` for "
+    "the model, and an `answer_id`, by which the same answer is known again. Answered when it has won and is on disk",
+    "requests": "The permission requests that are open",
+    "checkpoint": "Record the point that the session is at, under a `label`; its `seq` and `uuid`",
+    "rewind": "Go back to a point (`to`: `seq` and `uuid`, or the `name` of a checkpoint or a message), with `files`; "
+    "`id` makes it the same one when it is asked again",
+    "fork": "Make the log of `session_id`, which goes on from a point (`at`, as for `rewind`; `null`: from here); "
+    "where that log is",
     "messages": "The history",
     "usage": "Tokens and cost of the session",
     "queue": "What waits behind the running turn",

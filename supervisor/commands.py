@@ -11,6 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -19,6 +20,7 @@ from athena.config import PRODUCT
 from athena.errors import NoProcess, NotFound, ProtocolError, Restarting, Running
 from athena.stores.jsonl import JsonlStore
 from athena.wire import Frame
+from supervisor.approvers import check_approvers
 from supervisor.keeper import Keeper
 from supervisor.process_commands import PROCESS_COMMANDS
 from supervisor.registry_commands import REGISTRY_COMMANDS
@@ -36,7 +38,7 @@ def dispatch(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """Carry out one request. Raises an :class:`~athena.errors.AthenaError` that answers it."""
     op = frame.header.get("op")
     if op in RELAYED:
-        _find(daemon, frame).relay(connection.channel, frame)
+        _find(daemon, frame).relay(connection.channel, frame, connection.pid)
         return
     command = COMMANDS.get(str(op))
     if command is None:
@@ -71,10 +73,10 @@ def _identity(keeper: Keeper) -> dict[str, Any]:
 async def _start(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """Start a session; the answer comes when it is ready."""
     request = SessionRequest.from_map(frame.header.get("spec") or {}, frame.body, daemon.paths.sessions)
+    request = replace(request, approvers=check_approvers(frame.header.get("approvers", ())))
     keeper = Keeper(request, daemon)
     link = connection.pid if keeper.request.link and daemon.mode == "daemon" else None
-    await daemon.start_session(keeper, link)
-    connection.answer(frame, _identity(keeper))
+    connection.answer(frame, _identity(await daemon.start_session(keeper, link)))
 
 
 async def _attach(daemon: Daemon, connection: Connection, frame: Frame) -> None:
@@ -128,7 +130,9 @@ async def _subscribe(daemon: Daemon, connection: Connection, frame: Frame) -> No
     old = connection.subscriptions.pop(keeper.session_id, None)
     if old is not None:
         old.close()
-    subscription = keeper.topic.subscribe(connection.channel, after=after, deltas=bool(given.get("deltas", True)))
+    (approves,) = check_approvers([given.get("approver", False)])
+    deltas = bool(given.get("deltas", True))
+    subscription = keeper.topic.subscribe(connection.channel, after=after, deltas=deltas, approves=approves)
     connection.subscriptions[keeper.session_id] = subscription
     connection.answer(frame, {"after": subscription.sent, "reset": reset, "state": keeper.state})
     subscription.start()
@@ -167,7 +171,9 @@ async def _stop(daemon: Daemon, connection: Connection, frame: Frame) -> None:
             raise
         connection.answer(frame, {"stopped": False})
         return
+    daemon.forget(keeper)
     await keeper.stop(given.get("reason", "normal"), given.get("timeout"))
+    await daemon.roster_synced()
     connection.answer(frame, {"stopped": True})
 
 
@@ -191,6 +197,8 @@ async def _info(daemon: Daemon, connection: Connection, frame: Frame) -> None:
             "hibernated": states[State.HIBERNATED],
             "failed": states[State.FAILED],
             "max_sessions": daemon.registry.max_sessions,
+            **daemon.came_back,
+            "needs_grants": sum(keeper.grants.are_awaited for keeper in daemon.registry.by_id.values()),
             "services": [s.status() for s in daemon.services.by_name.values()],
             "limits": daemon.limits.describe(),
             "connections": len(daemon.server.connections),
@@ -203,10 +211,18 @@ async def _info(daemon: Daemon, connection: Connection, frame: Frame) -> None:
 
 async def _shutdown(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     connection.answer(frame, {"pid": os.getpid()})
-    daemon.stop("shutdown")
+    daemon.stop(RESTART if (frame.json() or {}).get("restart") else ASKED)
 
 
-RELAYED = frozenset({"send", "result", "cancel", "interrupt", "messages", "usage", "queue", "ping"})
+ASKED, RESTART = "shutdown", "restart"
+"""Why a supervisor stops that a client asked to: for good, or to be started again at once."""
+
+RELAYED = frozenset(
+    {
+        "send", "result", "cancel", "interrupt", "answer", "requests", "messages", "usage", "queue", "ping",
+        "checkpoint", "rewind", "fork",
+    }
+)  # fmt: skip
 """Operations whose meaning only the child knows."""
 
 COMMANDS: dict[str, Callable[[Daemon, Connection, Frame], Awaitable[None]]] = {

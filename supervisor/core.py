@@ -120,6 +120,15 @@ class SessionCore:
         self._effects: list[Effect] = []
         self._life = _Life()
 
+    @classmethod
+    def restored(cls, spec: SessionSpec, state: State, reason: Reason) -> SessionCore:
+        """A session that an earlier supervisor had, and that sleeps or has failed from the start."""
+        core = cls(spec)
+        core.state, core.wanted, core._try = state, Wanted.UP, _Try.AUTOMATIC
+        core.reason = reason if state is State.FAILED else None
+        core.last_reason = reason
+        return core
+
     def __repr__(self) -> str:
         return (
             f"<SessionCore {self.state.name} wanted={self.wanted.name} incarnation={self.incarnation} pid={self.pid}"

@@ -11,7 +11,6 @@ import asyncio
 import fcntl
 import gc
 import itertools
-import json
 import logging
 import logging.handlers
 import os
@@ -23,11 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from athena import proctree
+from athena import failpoints, proctree
 from athena.config import Paths
 from athena.errors import AthenaError, Reason, Refused, to_wire
 from athena.wire import Frame
-from supervisor import commands, process_roster
+from supervisor import commands, process_roster, roster
 from supervisor.forest import Forest, check_name_is_free
 from supervisor.guard import GUARD_VARIABLE, watch_guard
 from supervisor.keeper import Keeper
@@ -38,24 +37,27 @@ from supervisor.probe import Probe
 from supervisor.process import ProcessTable
 from supervisor.process_roster import ProcessRoster
 from supervisor.processes import Processes
+from supervisor.readiness import ReadyLine, tell_service_manager
 from supervisor.reaper import Reaper
 from supervisor.registries import Registries
 from supervisor.registry import Registry
+from supervisor.respawn import Respawn
+from supervisor.roster import Owner, Roster
 from supervisor.server import Connection, Server
 from supervisor.services import Services, ServiceSpec
+from supervisor.session_request import SessionRequest
 from supervisor.tree_session import TreeKeeper
 from supervisor.vocabulary import State
 from supervisor.zygote_launcher import ZygoteLauncher
 
 logger = logging.getLogger(__name__)
 
-ASKED = "shutdown"
-"""Why a supervisor stops that a client asked to."""
-
 STOP_LIMIT_S = 8.0
 """How long an ordered stop may take in all; what is left then is the guard's."""
 
 LOG_BYTES, LOG_FILES = 1024 * 1024, 2
+
+_MAY_BE_PRESENTED = frozenset({State.HIBERNATING, State.HIBERNATED, State.STARTING, State.RUNNING, State.BACKOFF})
 
 
 class Daemon:
@@ -93,6 +95,11 @@ class Daemon:
         self._links: dict[int, _Owner] = {}
         self._stopping: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.service_manager: str | None = None
+        """The socket of who wants to know when this supervisor listens and when it stops."""
+        self.roster = Roster(paths.state / roster.FILE) if mode == "daemon" else None
+        """An embedded one has none: its program holds what it would say, and presents it."""
+        self.respawn = None if self.roster is None else Respawn(self, self.roster)
 
     # --- what keepers, trees and commands need
 
@@ -125,17 +132,84 @@ class Daemon:
         else:
             keeper.answer_child(frame, value)
 
-    async def start_session(self, keeper: Keeper, link: int | None) -> None:
-        """Register and start. A failed session of the same id gives way to its next start."""
+    async def start_session(self, keeper: Keeper, link: int | None) -> Keeper:
+        """Register and start. A failed session of the same id gives way to its next start; one that came back from the
+        roster goes on, with what its client presents here. Returns the session."""
         if self._stopping.done():
             raise Refused("the supervisor is stopping")
+        known = self.registry.by_id.get(keeper.session_id)
+        if known is not None and known.grants.are_missing and known.core.state in _MAY_BE_PRESENTED:
+            await self._present(known, keeper.request, link)
+            return known
         for old in {self.registry.by_id.get(keeper.session_id), self.registry.by_name.get(keeper.name or "")}:
             if old is not None and old.core.state is State.FAILED and old.session_id == keeper.session_id:
                 await old.stop()
         check_name_is_free(self, keeper.name, keeper.session_id)
         self.registry.add(keeper)
         self.link(keeper, link)
+        try:
+            synced = self._note(keeper.request, link)
+        except AthenaError:
+            self.registry.remove(keeper)
+            self.unlink(keeper)
+            raise
         await keeper.start()
+        await self._noted(keeper, synced)
+        return keeper
+
+    async def _present(self, keeper: Keeper, request: SessionRequest, link: int | None) -> None:
+        request = keeper.request.presented(request)
+        synced = self._note(request, link)
+        self.unlink(keeper)
+        self.link(keeper, link)
+        await keeper.grants.present(request)
+        await self._noted(keeper, synced)
+
+    def _note(self, request: SessionRequest, link: int | None) -> asyncio.Task[None] | None:
+        """Have the roster name a session. The sync goes on beside its start."""
+        if self.roster is None:
+            return None
+        if not request.outlives_supervisor:
+            self.roster.stopped(request.session_id)
+            return None
+        self.roster.started(request, None if link is None else Owner.of(link))
+        return asyncio.create_task(self.roster.synced())
+
+    async def _noted(self, keeper: Keeper, synced: asyncio.Task[None] | None) -> None:
+        if synced is None:
+            return
+        try:
+            await synced
+        except AthenaError:
+            await keeper.stop("shutdown")
+            raise
+
+    def forget(self, keeper: Keeper) -> None:
+        """Somebody stops it: it is not to come back, whatever happens to this supervisor meanwhile."""
+        if self.roster is not None:
+            self.roster.stopped(keeper.session_id)
+
+    def entered(self, keeper: Keeper, state: State) -> None:
+        """A session is in another state. What an ordered stop of the supervisor does to it is not its own end."""
+        if self.roster is None or self.is_stopping:
+            return
+        match state:
+            case State.STOPPING | State.ENDED:
+                self.roster.stopped(keeper.session_id)
+            case State.FAILED:
+                self.roster.failed(keeper.session_id, keeper.core.reason)
+            case State.STARTING:
+                self.roster.restarted(keeper.session_id)
+
+    @property
+    def came_back(self) -> dict[str, int]:
+        """How many sessions of the roster this supervisor has again, and how many it has not."""
+        return {"respawned": self.respawn.respawned, "lost": self.respawn.lost} if self.respawn is not None else {}
+
+    async def roster_synced(self) -> None:
+        """What the roster was told so far survives a power cut. Raises :class:`~athena.errors.DiskError`."""
+        if self.roster is not None:
+            await self.roster.synced()
 
     def removed(self, keeper: Keeper) -> None:
         """A session is gone."""
@@ -150,6 +224,7 @@ class Daemon:
         """Stop in order. Safe to call more than once."""
         if not self._stopping.done():
             logger.info("stopping why=%s", why)
+            tell_service_manager(self.service_manager, "STOPPING=1")
             self._stopping.set_result(why)
 
     # --- links to client processes
@@ -179,7 +254,7 @@ class Daemon:
 
     # --- life
 
-    async def run(self, owner_pid: int | None, on_ready: Callable[[], None]) -> None:
+    async def run(self, owner_pid: int | None, on_ready: Callable[[], None], still_busy: Callable[[], None]) -> None:
         """Serve until told to stop, the guard dies, or the owning program goes away."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -190,9 +265,14 @@ class Daemon:
         reaper = Reaper(self.table)
         reaper.start()
         probe = Probe(self.registry)
+        if self.respawn is not None:
+            self.respawn.restore(still_busy)
         await self.server.start()
         on_ready()
+        tell_service_manager(self.service_manager, "READY=1")
         self._track(self.launcher.start())
+        if self.respawn is not None:
+            self._track(self.respawn.wake())
         probe.start()
         self.limits.start()
         gc.collect()
@@ -206,10 +286,12 @@ class Daemon:
             reaper.close()
             if self.table.roster is not None:
                 self.table.roster.close()
+            if self.roster is not None:
+                self.roster.close()
 
     async def _stop_all(self, why: str) -> None:
         self.server.stop_listening()
-        if why != ASKED:
+        if why != commands.ASKED:
             self.server.close()  # nobody wanted this: callers and readers see a lost supervisor, not a stopped session
         try:
             async with asyncio.timeout(STOP_LIMIT_S):
@@ -272,14 +354,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--mode", choices=("daemon", "embedded"), required=True)
     parser.add_argument("--owner", type=int, help="pid of the program an embedded supervisor belongs to")
     parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--notify", help="socket of the service manager that wants to know when this listens")
     parser.add_argument("--max-sessions", type=int, help="sessions there may be, in whatever state")
     parser.add_argument("--max-live", type=int, help="above this many processes, idle sessions are hibernated early")
     parser.add_argument("--plain-launcher", action="store_true", help="exec each child instead of forking the zygote")
     parser.add_argument("--log-stderr", action="store_true", help="log to standard error too (run in the foreground)")
     given = parser.parse_args(argv)
     os.set_inheritable(given.ready_fd, False)
-    say = _ReadyLine(given.ready_fd)
+    say = ReadyLine(given.ready_fd)
     try:
+        failpoints.arm(os.environ, failpoints.SUPERVISOR_VARIABLE)
         paths = Paths(given.state, given.runtime)
         paths.make()
         lock = _lock(paths) if given.mode == "daemon" else None
@@ -301,27 +385,13 @@ def _sweep(paths: Paths, mode: str) -> None:
     sweep_runtime(paths.runtime if mode == "daemon" else paths.runtime.parent, paths.runtime)
 
 
-async def _serve(given: argparse.Namespace, paths: Paths, say: _ReadyLine) -> None:
+async def _serve(given: argparse.Namespace, paths: Paths, say: ReadyLine) -> None:
     daemon = Daemon(paths, given.socket, given.mode, plain=given.plain_launcher)
     daemon.registry.max_sessions, daemon.registry.max_live = given.max_sessions, given.max_live
-    await daemon.run(given.owner, lambda: say({"ready": True, "pid": os.getpid(), "supervisor": daemon.supervisor_id}))
 
-
-class _ReadyLine:
-    """The one line that the starter waits for."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd: int | None = fd
-
-    def __call__(self, value: dict[str, Any]) -> None:
-        if self._fd is None:
-            return
-        try:
-            os.write(self._fd, json.dumps(value).encode() + b"\n")
-        except BrokenPipeError:
-            pass  # the starter is gone; its pidfd tells if we belonged to it
-        os.close(self._fd)
-        self._fd = None
+    daemon.service_manager = given.notify
+    ids = {"pid": os.getpid(), "supervisor": daemon.supervisor_id}
+    await daemon.run(given.owner, lambda: say({"ready": True, **ids, **daemon.came_back}), say.wait)
 
 
 def _lock(paths: Paths) -> int:
@@ -333,7 +403,8 @@ def _lock(paths: Paths) -> int:
         holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
         os.close(fd)
         raise Refused(
-            f"a supervisor already runs on {str(paths.state)!r} (pid {holder}); stop it or set ATHENA_HOME"
+            f"a supervisor already runs on {str(paths.state)!r} (pid {holder}); stop it or set ATHENA_HOME",
+            holder=holder,
         ) from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

@@ -10,17 +10,20 @@ import asyncio
 import logging
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from athena import events, proctree
+from athena import events, failpoints, proctree
 from athena.channel import Channel, open_pipes
 from athena.errors import AthenaError, Reason, SessionStopped
 from athena.proctree import send_signal
 from athena.wire import MAX_ANSWER_BYTES, Frame, Header, dumps
 from supervisor import vocabulary as words
+from supervisor.approvers import Approvers
 from supervisor.calls import Calls, reply_error
+from supervisor.grants import Grants
 from supervisor.hub import Topic
 from supervisor.launcher import Launcher, LaunchRequest
 from supervisor.leaf import Leaf
@@ -68,6 +71,8 @@ class Supervision(Protocol):
 
     def service(self, keeper: Keeper, frame: Frame) -> None: ...
 
+    def entered(self, keeper: Keeper, state: State) -> None: ...
+
     def removed(self, keeper: Keeper) -> None: ...
 
 
@@ -79,6 +84,8 @@ class Facts:
     turn_since: float = 0.0
     """Monotonic time at which it was first heard of."""
     queue: int = 0
+    asks: Sequence[dict[str, Any]] = ()
+    """The permission requests that are open."""
     damage: dict[str, Any] | None = None
     degraded: str | None = None
     heard_at: float = 0.0
@@ -98,8 +105,10 @@ class Keeper(Leaf):
         """What its process tree used when it was last looked at."""
         self.calls = Calls()
         self.past = Past(request)
+        self.grants = Grants(self)
         self._without = WithoutChild(self.label, self.calls, self.past, self._spawn_task)
         self.topic = Topic(self.session_id, self.past.read)
+        self.approvers = Approvers(self.topic, self.tell)
         self.serial = 0
         self.started_at = events.now()
         self._sup = supervision
@@ -166,6 +175,7 @@ class Keeper(Leaf):
             "last_output": self.last_output,
             "turn": self.facts.turn,
             "queue": self.facts.queue,
+            "permission_requests": self.facts.asks,
             "damage": self.facts.damage,
             "events": self.topic.last_seq,
             "subscribers": len(self.topic.subscriptions),
@@ -179,6 +189,8 @@ class Keeper(Leaf):
     def _shown_state(self) -> str:
         if self.core.state is State.FAILED and isinstance(self.core.reason, dict) and "boot" in self.core.reason:
             return "failed(boot)"
+        if self.grants.are_awaited and self.state == "running":
+            return "needs_grants"
         return f"degraded({self.facts.degraded})" if self.facts.degraded and self.state == "running" else self.state
 
     @property
@@ -188,8 +200,8 @@ class Keeper(Leaf):
 
     # --- what others ask
 
-    def relay(self, channel: Channel, frame: Frame) -> None:
-        """Hand a client's request to the child, now or when there is one."""
+    def relay(self, channel: Channel, frame: Frame, client: int) -> None:
+        """Hand a request of the process ``client`` to the child, now or when there is one."""
         if self.core.state is State.FAILED:
             reply_error(channel, frame.header.get("id"), self._call_error("failed", self.core.reason))
             return
@@ -199,6 +211,8 @@ class Keeper(Leaf):
         if frame.header.get("op") == "interrupt" and self.facts.turn is not None:
             extra["turn"] = self._interrupting = self.facts.turn
             self._after(INTERRUPT_S, "interrupt", self._insist_on_interrupt, self.facts.turn)
+        if frame.header.get("op") == "answer":
+            extra["client"] = client
         request_id = self.calls.add(channel, frame, **extra)
         self._sup.limits.watch(self)
         if frame.header.get("op") in ("interrupt", "cancel") and not extra:
@@ -243,6 +257,10 @@ class Keeper(Leaf):
         """Ask the child for a sign of life: any frame is one."""
         self._send({"kind": "call", "op": "ping", "id": -request_id}, b"")
 
+    def tell(self, message: Any) -> None:
+        """Tell the child; nothing if there is none."""
+        self._send({"kind": "cast"}, dumps(message))
+
     def dump_stacks(self) -> None:
         """Have the child write where its threads are into its log file."""
         if self._process is not None and not self._process.is_over:
@@ -251,9 +269,8 @@ class Keeper(Leaf):
     # --- what the leaf tells
 
     def _on_state(self, state: State, reason: Reason) -> None:
-        notice = {"kind": "state", "session": self.session_id, "state": state.value, "reason": reason}
-        for subscription in self.topic.subscriptions:
-            subscription.channel.send(notice, control=True)
+        self.topic.publish_state({"kind": "state", "session": self.session_id, "state": state.value, "reason": reason})
+        self._sup.entered(self, state)
         if state is State.RUNNING:
             self._watch_idleness()
         elif state is State.HIBERNATED:
@@ -283,13 +300,17 @@ class Keeper(Leaf):
             asyncio.get_running_loop().call_soon(self.feed, words.WakeRequested())
 
     def _on_died(self, reason: Reason) -> None:
+        if failpoints.hit is not None:
+            failpoints.hit("keeper:died")
         self.last_output = None if is_clean(reason) else self._log.last_output(self._mark)
         self._sup.processes.exited(self.serial, reason)
+        self.grants.died(self._start_error(reason))
 
     def _on_calls_failed(self, kind: words.CallError, reason: Reason) -> None:
         self.calls.fail(self._call_error(kind, reason))
 
     def _on_removed(self, reason: Reason) -> None:
+        self.grants.close()
         self._sup.registry.remove(self)
         self._log.discard_if_empty()
         self.topic.end({"kind": "ended", "session": self.session_id, "reason": reason})
@@ -298,7 +319,7 @@ class Keeper(Leaf):
     def _ask_to_end(self, reason: Reason) -> None:
         if self._channel is not None and not self._channel.closed:
             if self.core.state is State.HIBERNATING:
-                self._send({"kind": "cast"}, dumps("hibernate"))
+                self.tell("hibernate")
             else:
                 self._send({"kind": "shutdown", "reason": reason})
             if self._process is not None and not self._process.is_over:
@@ -317,6 +338,8 @@ class Keeper(Leaf):
             LaunchRequest(kind="session", cookie=self._sup.new_cookie(), log_path=self.log_file)
         )
         self._process = process = launched.process
+        if failpoints.hit is not None:
+            failpoints.hit("keeper:launched")
         await self._sup.limits.admit(self, process)
         wakes = self.core.wakes
         if not wakes:
@@ -359,11 +382,13 @@ class Keeper(Leaf):
             "session": self.session_id,
             "incarnation": incarnation,
             "reason": last_reason,
-            "counted": incarnation > 1 and counted,
-            "wakes": self.core.wakes,
+            "counted": incarnation > 1 and counted and not self.core.wakes,
+            "wakes": self.core.wakes and incarnation > 1,  # the first life goes on after another supervisor's
             "interrupt": self._interrupting,
             "follow": len(told),
             "preload": len(self.past.lines),
+            **self.grants.begins(),
+            **self.approvers.begins(self.request),
         }
         self._send(header, self.request.init)
         for line in self.past.lines:
@@ -373,16 +398,19 @@ class Keeper(Leaf):
         self._told = {header.get("id") for header, _ in told}
 
     def _on_ready(self, incarnation: int, frame: Frame) -> None:
+        if failpoints.hit is not None:
+            failpoints.hit("keeper:ready")
         self._take_position(frame.header["info"])
         self.facts.damage = frame.header["info"]["damage"]
         self.facts.degraded = None
-        self.topic.last_seq = max(self.topic.last_seq, int(frame.header["info"]["seq"]))
+        self.topic.reached(int(frame.header["info"]["seq"]))
         self.feed(words.Ready(incarnation))
         for request_id, pending in list(self.calls.pending.items()):
             if request_id not in self._told:
                 self._send(pending.header, pending.body)
             if pending.op in ANSWERED_FROM_LOG and not self.past.is_readable:  # it waited for this child
                 self._after(SILENT_S, request_id, self._without.answer_from_log, request_id)
+        self.grants.ready()
 
     def _on_frame(self, incarnation: int, frame: Frame) -> None:
         self.facts.heard_at = time.monotonic()
@@ -404,6 +432,8 @@ class Keeper(Leaf):
                 self.calls.settled(*frame.header["messages"])
             case "state":
                 self.facts.degraded = frame.header.get("degraded")
+            case "remember":
+                self.approvers.remember(frame.header)
             case "trap_exit":
                 pass  # it always does
             case other:
@@ -416,13 +446,15 @@ class Keeper(Leaf):
         if frame.header.get("event") == "turn_end":
             self._interrupting = None
             self._cancel("interrupt")
+            self.grants.turn_ended()
         self.topic.publish(frame)
 
     def _take_position(self, header: Header) -> None:
         if "queue" in header:
             if header.get("turn") != self.facts.turn:
                 self.facts.turn, self.facts.turn_since = header.get("turn"), time.monotonic()
-            self.facts.queue = int(header["queue"])
+            self.facts.queue, self.facts.asks = int(header["queue"]), header.get("asks", ())
+            self.grants.heard(header)
 
     def answer_child(self, frame: Frame, value: object, *, ok: bool = True) -> None:
         """Answer a request that the child made."""

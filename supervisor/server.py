@@ -164,6 +164,9 @@ class Server:
 
         def check_then_make(transport: Any) -> None:
             made(transport)
+            if self._listener is None:  # accepted just before; those who wait must not be told that sessions ended
+                channel.abort(None)
+                return
             pid, uid = _peer(transport.get_extra_info("socket"))
             if uid != os.geteuid():
                 logger.warning("refused a connection of uid=%d", uid)

@@ -54,6 +54,8 @@ class SessionSpec:
             build server, and a tree above half of either is about to take the others along.
         max_processes: processes in the tree, the session's own included; more end it as ``{"limit": "processes"}``.
         max_files: open files of each process of the tree, by the kernel: an open beyond it fails with EMFILE there.
+        grants_timeout: seconds for which what was open when its supervisor died waits for a client to present the start
+            options again; then it goes on without grants and keys.
         turn_timeout: seconds of wall time a turn may take, waiting for permissions and restarts included; then its
             life ends as ``{"limit": "turn_time"}`` and the turn as interrupted.
         boot_failures: equal failures in a row before readiness that end in ``failed``: what fails the same way three
@@ -71,6 +73,7 @@ class SessionSpec:
     start_timeout: Timeout = 30.0
     hang_timeout: Timeout = 30.0
     hibernate_after: Timeout = 600.0
+    grants_timeout: Timeout = 600.0
     max_memory: MemoryCeiling = "half"
     max_processes: Ceiling = 1024
     max_files: Ceiling = "infinity"
@@ -135,6 +138,7 @@ CHECKS: tuple[Check, ...] = (
     START_TIMEOUT,
     Check("hang_timeout", "invalid_hang_timeout", is_timeout, TIMEOUT, "30.0"),
     Check("hibernate_after", "invalid_hibernate_after", is_timeout, TIMEOUT, "600.0"),
+    Check("grants_timeout", "invalid_grants_timeout", is_timeout, TIMEOUT, "600.0"),
     Check(
         "max_memory",
         "invalid_max_memory",

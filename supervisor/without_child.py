@@ -15,7 +15,7 @@ from supervisor.past import Past
 SILENT_S = 0.150
 """How long a call waits for the child before it is answered without it."""
 
-ANSWERED_FROM_LOG = frozenset({"messages", "usage", "queue"})
+ANSWERED_FROM_LOG = frozenset({"messages", "usage", "queue", "requests"})
 
 _NOTHING_TO_DO = {"interrupt": dumps({"interrupted": False}), "cancel": dumps({"cancelled": False})}
 """What these answer when no turn runs and no message waits."""

@@ -295,6 +295,27 @@ async def serving(path: Path) -> AsyncIterator[Server]:
         await asyncio.sleep(0)
 
 
+class Aborted(asyncio.Transport):
+    """A transport of which it is asked whether it was aborted."""
+
+    was_aborted = False
+
+    def abort(self) -> None:
+        self.was_aborted = True
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
+
+async def test_a_connection_that_was_accepted_just_before_the_server_closed_is_closed_too(tmp_path: Path) -> None:
+    async with serving(tmp_path / "s") as server:
+        protocol = server._connected()  # accepted: it is told of its connection in a later turn of the loop
+        server.close()
+        transport = Aborted()
+        protocol.connection_made(transport)
+        assert transport.was_aborted
+        assert server.connections == set()
+
+
 @on_both_loops
 async def test_a_broken_peer_closes_its_own_connection_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "s"

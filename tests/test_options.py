@@ -37,7 +37,7 @@ REFERENCE = [
 ]  # fmt: skip
 """Every option that ExAthena has in any release (reference 4 and 2.2)."""
 
-LATER = ["todo_writer", "ask_user", "permission_timeout", "python"]
+LATER = ["todo_writer", "ask_user", "python"]
 """What the design adds to them for later releases."""
 
 

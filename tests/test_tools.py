@@ -269,6 +269,7 @@ def test_edit_and_its_inverse_give_the_file_back(head: str, old: str, tail: str,
     except ToolFailure:
         return
     assert count == 1
+    assume("\r\n" in changed or "\r\n" not in source)  # without its last line end nothing says what they were
     assert edit.replaced(changed, marker, old, every=False)[0] == source
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from athena.cli.border import EXIT_OK
+from athena.cli.branching import checkpoint, fork, materialise, rewind
 from athena.cli.flags import StartFlags, takes_start_flags
 from athena.cli.lookup import complete_any, complete_live, complete_stored
 from athena.cli.store import rm, store
@@ -208,11 +209,19 @@ def events(
 
 
 @app.command()
-def attach(target: Live, json: Json = False) -> int:
-    """Follow a live session: everybody's messages, answers as they come, tools. Ctrl-C detaches."""
-    from athena.cli import inspection
+def attach(
+    target: Live,
+    begin: Annotated[
+        int | None,
+        typer.Option("--from", help="Show what came after this event first; -20: the last 20. Default: the last turn."),
+    ] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Only look: no message, no interrupt.")] = False,
+    json: Json = False,
+) -> int:
+    """Join a live session: see everybody's messages, answers and tools as they come, and type. Ctrl-C detaches."""
+    from athena.cli.attach import attach
 
-    return inspection.watch(target, as_json=json)
+    return attach(target, begin, read_only=read_only, as_json=json)
 
 
 @app.command()
@@ -264,5 +273,9 @@ def delete(child: Child, supervisor: Supervised, json: Json = False) -> int:
     return act("delete", child, supervisor, as_json=json)
 
 
+app.command()(checkpoint)
+app.command()(fork)
+app.command()(rewind)
 app.command()(rm)
+store.command()(materialise)
 app.add_typer(store, name="store")

@@ -14,6 +14,7 @@ from athena.cli.border import EXIT_OK, UsageError
 from athena.cli.flags import StartFlags
 from athena.cli.lookup import attach, is_stored, live_status
 from athena.cli.output import note
+from athena.cli.prompts import AskingScreen
 from athena.cli.screen import Screen, summary
 from athena.errors import Cancelled, InvalidOption
 from athena.session import Session
@@ -67,7 +68,7 @@ def resume(session_id: str, prompt: str | None, flags: StartFlags, *, keep: bool
 def _attached(target: str) -> int:
     session = attach(target)
     note(f"attached to {session.name or session.session_id}")
-    turns.follow_running(session, Screen(with_user=True))
+    turns.follow_running(session, _screen(session, with_user=True))
     return _converse(session, stays=True)
 
 
@@ -77,7 +78,7 @@ def _continued(session_id: str, given: dict[str, Any], *, keep: bool) -> int:
     session = turns.start(options, linked=not stays)
     note(f"session {session_id} goes on after {len(state.messages)} messages")
     try:
-        turns.follow_open(session, state, Screen(with_user=True))
+        turns.follow_open(session, state, _screen(session, with_user=True))
     except BaseException:
         if not stays:
             session.stop()
@@ -109,11 +110,16 @@ def _converse(session: Session, *, stays: bool) -> int:
 def _exchange(session: Session, line: str) -> None:
     """A turn that fails is told and ends nothing; what ends the session, or loses it, is raised."""
     try:
-        result = turns.ask(session, line, screen=Screen())
+        result = turns.ask(session, line, screen=_screen(session))
     except (Cancelled, InvalidOption) as error:
         note(error.message, style="yellow")
         return
     summary(result)
+
+
+def _screen(session: Session, *, with_user: bool = False) -> Screen:
+    """A person is asked for permission. What is piped in are messages, and no answers."""
+    return AskingScreen(session, with_user=with_user) if sys.stdin.isatty() else Screen(with_user=with_user)
 
 
 def _read_line() -> str | None:

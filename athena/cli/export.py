@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from athena.cli.output import encode
@@ -31,10 +31,12 @@ def markdown(session_id: str, events: Iterable[Event]) -> Iterator[str]:
         yield from _section(message)
 
 
-def exathena(events: Iterable[Event]) -> Iterator[str]:
-    """Lines that ExAthena's JSONL store reads. What it has no kind for is left out."""
+def exathena(events: Iterable[Event], kept: Sequence[range] | None = None) -> Iterator[str]:
+    """Lines that ExAthena's JSONL store reads. What it has no kind for is left out, and what is not in the seqs
+    ``kept``, as it has no rewinds either."""
     for event in events:
-        if event.event not in EXATHENA_KINDS:
+        is_kept = kept is None or any(event.seq in part for part in kept)
+        if event.event not in EXATHENA_KINDS or not is_kept:
             continue
         if event.event in ("session_start", "session_resume"):
             is_resume = event.event == "session_resume"

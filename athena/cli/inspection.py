@@ -103,24 +103,6 @@ def events(target: str, after: int, *, follow: bool, as_json: bool) -> int:
     return EXIT_OK
 
 
-def watch(target: str, *, as_json: bool) -> int:
-    """Everything that happens in a session, until it ends or Ctrl-C."""
-    from athena.cli.screen import JsonLines, Screen
-
-    session = lookup.attach(target)
-    screen: Screen | JsonLines = JsonLines() if as_json else Screen(with_user=True)
-    who = session.name or session.session_id
-    try:
-        with session.events() as stream:
-            note(f"attached to {who}; Ctrl-C detaches")
-            for item in stream:
-                screen.show(item)
-    except KeyboardInterrupt:
-        screen.end_line()
-        note("detached; the session goes on")
-    return EXIT_OK
-
-
 def _live_events(session_id: str, after: int, last: int, follow: bool) -> Iterator[Event]:
     if not follow and after >= last:
         return

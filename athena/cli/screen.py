@@ -17,9 +17,14 @@ ARGUMENTS_CHARS, RESULT_CHARS = 100, 80
 
 Step = tuple[str, int, int]
 
+_ANSWERED = {"allow": "allowed", "deny": "denied"}
+
 
 class Screen:
     """Shows items in their order. ``with_user`` shows users' messages too, for those who did not type them."""
+
+    approves = False
+    """Whether its person is asked for permission."""
 
     def __init__(self, *, with_user: bool = False) -> None:
         self._with_user = with_user
@@ -36,6 +41,7 @@ class Screen:
             "turn_resumed": self._turn_resumed,
             "interrupted": self._interrupted,
             "permission_request": self._permission,
+            "permission_resolved": self._permission_resolved,
             "turn_end": self._turn_end,
             "session_end": self._session_end,
         }
@@ -49,6 +55,9 @@ class Screen:
         handler = self._handlers.get(item.event)
         if handler is not None:
             handler(item)
+
+    def ask_open(self) -> None:
+        """Ask its person for what waits for permission already."""
 
     def end_line(self) -> None:
         """Begin the next line, if one is open."""
@@ -114,7 +123,13 @@ class Screen:
         self._line("interrupted", style="yellow")
 
     def _permission(self, event: Event) -> None:
-        self._line(f"permission is asked for: {encode(event.data)}", style="yellow")
+        call = ToolCall("", str(event.data.get("tool")), event.data.get("arguments") or {})
+        self._line(f"? {_call_text(call)}", style="yellow")
+
+    def _permission_resolved(self, event: Event) -> None:
+        by = event.data.get("by")
+        who = f" by process {by.get('pid')}" if isinstance(by, dict) else f": {event.data.get('code')}"
+        self._line(f"{_ANSWERED.get(str(event.data.get('decision')), 'closed')}{who}")
 
     def _turn_end(self, event: Event) -> None:
         self._step, self._shown = None, ""

@@ -126,12 +126,15 @@ def gc(
     root: Root = None,
     json: Json = False,
 ) -> int:
-    """Remove stored sessions that nobody has written to for long. Sessions of a supervisor stay."""
+    """Remove stored sessions that nobody has written to for long, and blobs that no log names. Sessions of a supervisor
+    stay."""
     from athena.cli.output import emit, mebibytes, note
-    from athena.removal import collect
+    from athena.removal import collect, collect_blobs
 
     rows = collect(seconds(older_than), root=root, dry_run=dry_run)
     freed_bytes = sum(row["size_bytes"] for row in rows if row["removed"])
+    if not dry_run:
+        freed_bytes += collect_blobs(seconds(older_than), root=root)
     if json:
         emit({"sessions": rows, "freed_bytes": freed_bytes, "dry_run": dry_run})
         return EXIT_OK
@@ -189,6 +192,7 @@ def _found(report: LogReport) -> dict[str, int]:
         "bad_lines": report.damage.bad_lines,
         "missing_events": report.damage.missing_events,
         "unfinished_bytes": report.unfinished_bytes,
+        "missing_blobs": len(report.missing_blobs),
     }
 
 
@@ -202,7 +206,10 @@ def _report_row(report: LogReport, misfits: int) -> dict[str, Any]:
         **_found(report),
         "gaps": [list(gap) for gap in report.gaps],
         "misfits": misfits,
+        "orphan_blobs": len(report.orphan_blobs),
         "belongs_to": report.belongs_to,
+        "parent": None if report.origin is None else report.origin.parent,
+        "lost_parent": report.damage.lost_parent,
         "writer": report.writer,
     }
 
@@ -221,6 +228,10 @@ def _tell_report(report: LogReport, misfits: int) -> None:
             ("missing events", f"{missing} ({gaps})" if missing else None),
             ("unfinished bytes", report.unfinished_bytes or None),
             ("unreadable events", misfits or None),
+            ("missing blobs", ", ".join(report.missing_blobs) or None),
+            ("blobs without event", len(report.orphan_blobs) or None),
+            ("fork of", None if report.origin is None else f"{report.origin.parent} at {report.origin.at.seq}"),
+            ("lost parent", report.damage.lost_parent),
             ("copy of", report.belongs_to),
             ("written by pid", report.writer),
         ]
@@ -252,15 +263,17 @@ def _tell_collected(rows: list[dict[str, Any]], *, dry_run: bool) -> None:
 def _exported(logs: JsonlStore, session_id: str, form: str) -> Iterator[str]:
     from athena.cli import export as forms
     from athena.errors import NotFound
+    from athena.loop.state import kept_seqs
+    from athena.stores.blobs import in_line
 
     if not logs.path(session_id).is_file():
         raise NotFound(f"there is no log of session {session_id!r} in {str(logs.root)!r}", target=session_id)
-    events = logs.read(session_id)
+    events = (in_line(event, logs.read_blob) for event in logs.read(session_id))
     match form:
         case "markdown":
             return forms.markdown(session_id, events)
         case "exathena":
-            return forms.exathena(events)
+            return forms.exathena(events, kept_seqs(logs.read(session_id)))
         case _:
             return (event.line.decode() + "\n" for event in events)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -18,7 +18,8 @@ from athena.errors import AthenaError
 from athena.events import Event
 from athena.loop.result import Result
 from athena.loop.state import SessionState
-from athena.session import Session, Turn
+from athena.session import Session, Turn, one_turn
+from athena.subscriber import Item
 
 
 class Interrupter:
@@ -85,12 +86,18 @@ def recorded(session_id: str, flags: dict[str, Any]) -> tuple[dict[str, Any], Se
 
 
 def ask(session: Session, text: str, *, screen: Screen | None) -> Result:
-    """One message and its turn, followed on ``screen``. Ctrl-C ends the turn, or takes the message back if it waits."""
-    turn = session.submit(text)
-    return follow(session, turn, screen)
+    """One message and its turn, followed on ``screen``. Ctrl-C ends the turn, or takes the message back if it waits.
+
+    The person at a screen that approves is an approver from before the message is sent.
+    """
+    if screen is None or not screen.approves:
+        return follow(session, session.submit(text), screen)
+    with session.events(approver=True) as stream:
+        turn = session.submit(text)
+        return follow(session, turn, screen, one_turn(stream, turn.message_id))
 
 
-def follow(session: Session, turn: Turn, screen: Screen | None) -> Result:
+def follow(session: Session, turn: Turn, screen: Screen | None, items: Iterator[Item] | None = None) -> Result:
     """The turn's result, with its stream on ``screen`` until then."""
 
     def end_turn() -> None:
@@ -100,7 +107,7 @@ def follow(session: Session, turn: Turn, screen: Screen | None) -> Result:
     with Interrupter(end_turn):
         try:
             if screen is not None:
-                for item in turn.events():
+                for item in items or turn.events(approver=screen.approves):
                     screen.show(item)
             return turn.result()
         finally:
@@ -125,11 +132,12 @@ def follow_open(session: Session, state: SessionState, screen: Screen | None) ->
 
 def follow_running(session: Session, screen: Screen) -> None:
     """Follow the turn that runs now, whoever asked for it, to its end."""
-    with session.events() as stream, Interrupter(session.interrupt):
+    with session.events(approver=screen.approves) as stream, Interrupter(session.interrupt):
         turn = session.status().get("turn")
         if turn is None:
             return
         note(f"turn {turn} is running; Ctrl-C ends it")
+        screen.ask_open()
         for item in stream:  # it began before the question, so the end of that turn is in it
             screen.show(item)
             if isinstance(item, Event) and item.event in ("turn_end", "session_end") and item.turn in (turn, None):

@@ -31,6 +31,7 @@ PER_TURN = frozenset(
         "model", "system_prompt", "temperature", "top_p", "max_tokens", "stop", "tool_choice",
         "response_format", "provider_opts", "tools", "phase", "allowed_tools", "disallowed_tools", "readonly_tools",
         "max_iterations", "max_consecutive_mistakes", "max_budget_usd", "tool_timeout_ms", "max_concurrency",
+        "permission_timeout",
     }
 )  # fmt: skip
 """What ``send_message`` may override for one turn."""
@@ -40,12 +41,13 @@ UNSUPPORTED: dict[str, str] = {
         ("images", "memory", "skills", "preload_skills", "compactor", "compact_at", "pinned_prefix_count",
          "live_suffix_count", "reactive_compact", "auto_pin", "compaction_pipeline", "mcp", "agent_id", "coordinator",
          "conclusions", "conclusion_summarizer", "subagent_prompt_suffix", "parent_session_id", "conversation_id",
-         "can_use_tool", "hooks", "on_event", "assigns", "todo_writer", "ask_user", "confine", "allowed_roots",
+         "hooks", "on_event", "assigns", "todo_writer", "ask_user", "confine", "allowed_roots",
          "allow_local_hosts", "max_unproductive_iterations", "capabilities", "queue", "queue_timeout", "resume",
-         "permission_mode", "metadata", "permission_timeout", "python", "max_reflections",
+         "permission_mode", "metadata", "python", "max_reflections",
          "per_tool_result_max_chars", "snip_age_iterations", "respect_denylist", "mock_events"),
         "not supported by this release",
     ),
+    "can_use_tool": "not supported here (it runs in a client: start, start_link, send_message, submit, stream, run)",
 }  # fmt: skip
 """Options of the reference or the design that later releases bring. Refused by name."""
 
@@ -81,6 +83,9 @@ class Options(BaseModel):
     allowed_tools: list[str] | None = Field(None, description="When set, every other tool is denied")
     disallowed_tools: list[str] = Field(default_factory=list, description="Always denied")
     readonly_tools: list[str] = Field(default_factory=list, description="Extra names permitted in phase plan")
+    permission_timeout: float | Literal["infinity"] = Field(
+        "infinity", description="Seconds that a permission request waits for an answer before it is denied"
+    )
     env: dict[str, str] | None = Field(None, repr=False, description="The session's environment; else the caller's")
     env_allow: list[str] = Field(default_factory=list, description="Secret-looking variables that tools may see")
     python_path: list[str] | None = Field(None, description="Where user code is imported from")
@@ -98,6 +103,13 @@ class Options(BaseModel):
     def _positive(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
             raise ValueError("must be 1 or more, or 'infinity'")
+        return value
+
+    @field_validator("permission_timeout")
+    @classmethod
+    def _seconds(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not 0 < value <= 1e9:
+            raise ValueError("must be seconds above 0, or 'infinity'")
         return value
 
     @field_validator("temperature", "top_p", "max_budget_usd")

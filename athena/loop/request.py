@@ -1,12 +1,14 @@
-"""From the state of a session to one request that any provider accepts. Pure."""
+"""From the state of a session to one request that any provider accepts, and what is made of its answer. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from athena.loop.options import Options
 from athena.loop.state import SessionState, closed_messages
-from athena.providers.base import ModelRequest
+from athena.messages import ToolCall, new_call_id
+from athena.providers.base import ModelRequest, ModelResponse
 from athena.tools.base import Tool
 
 PLAN_NOTE = (
@@ -36,3 +38,15 @@ def build_request(state: SessionState, options: Options, tools: Iterable[Tool], 
         response_format=options.response_format,
         provider_opts=options.provider_opts,
     )
+
+
+def unique_calls(response: ModelResponse) -> tuple[ToolCall, ...]:
+    """The calls with ids made unique: the log and the fold know a call by its id."""
+    seen: set[str] = set()
+    calls = []
+    for call in response.tool_calls:
+        if not call.id or call.id in seen:
+            call = replace(call, id=new_call_id())
+        seen.add(call.id)
+        calls.append(call)
+    return tuple(calls)

@@ -22,6 +22,9 @@ FINISH_REASONS: dict[str, Category] = {
     "interrupted": "interrupted",
 }
 
+SHORT_CHARS = 4000
+"""What is left of a text in the end of a turn that would be too large for a record."""
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -99,3 +102,12 @@ class Result:
             halted_reason=value.get("halted_reason"),
             error=value.get("error"),
         )
+
+
+def shortened(data: dict[str, Any]) -> dict[str, Any]:
+    """The end of a turn with the start of each text that a record may be too small for."""
+    short = {name: (data[name] or "")[:SHORT_CHARS] or None for name in ("text", "halted_reason")}
+    error = data.get("error")
+    if error is not None:
+        short["error"] = {"error": error["error"], "message": error["message"][:SHORT_CHARS], "data": {}}
+    return {**data, **short}

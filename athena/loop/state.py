@@ -14,6 +14,9 @@ from datetime import datetime
 from typing import Any
 
 from athena.events import Cursor, Event
+from athena.loop import history, permission
+from athena.loop.history import FileEdit, Restoring, Rewind, Timeline
+from athena.loop.permission import Request, Resolution
 from athena.messages import Message, ToolCall, ToolResult, Usage
 
 NEUTRAL = frozenset({"in_doubt", "interrupted"})
@@ -48,6 +51,13 @@ class Call:
     """As the intent recorded it, which is what held when the call began."""
     key: str | None = None
     status: str | None = None
+    request: Request | None = None
+    """Of permission, if it was asked for."""
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it waits for an approver's answer."""
+        return self.request is not None and self.request.resolution is None
 
 
 @dataclass(slots=True)
@@ -83,12 +93,20 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A finished turn: its ``turn_end`` data, and how many messages the history had then."""
+    """A finished turn: its ``turn_end`` data and that event's seq, and the history then, which is the first
+    ``message_count`` of ``messages`` whatever a rewind does later."""
 
     turn: str
     data: dict[str, Any]
+    seq: int
+    messages: list[Message]
     message_count: int
     at: str = ""
+
+    @property
+    def history(self) -> tuple[Message, ...]:
+        """As it was at the turn's end."""
+        return tuple(self.messages[: self.message_count])
 
 
 @dataclass(slots=True)
@@ -107,6 +125,17 @@ class SessionState:
     options: dict[str, Any] = field(default_factory=dict)
     """What was recorded of the session's options: never a grant, never a key."""
     turns: int = 0
+    timeline: Timeline = field(default_factory=Timeline)
+    labels: dict[str, Cursor] = field(default_factory=dict)
+    """Of checkpoints."""
+    edits: list[FileEdit] = field(default_factory=list)
+    """Of files, by tools and by rewinds."""
+    rewinds: dict[str, Rewind] = field(default_factory=dict)
+    """By the id that their caller gave them."""
+    restoring: Restoring | None = None
+    """What a rewind has still to do with files; nothing else is done before that."""
+    resolutions: dict[str, Resolution] = field(default_factory=dict)
+    """Of permission requests, by their ids."""
     cursor: Cursor = field(default_factory=lambda: Cursor(0))
     events: int = 0
     misfits: int = 0
@@ -124,6 +153,8 @@ class SessionState:
         except (AttributeError, KeyError, TypeError, ValueError):
             # One line from another hand must not cost the session all others (design 5).
             self.misfits += 1
+        if event.event in _MARKS and not (self.turn and self.turn.open_calls):
+            self.timeline.mark(event.seq, self.messages)
 
 
 def digest(text: str) -> str:
@@ -137,6 +168,15 @@ def fold(events: Any) -> SessionState:
     for event in events:
         state.apply(event)
     return state
+
+
+def kept_seqs(events: Any) -> list[range]:
+    """The seqs of those ``events`` that made the history at their end: what a rewind took back is in none of them."""
+    state, turns_back = SessionState(), []
+    for event in events:
+        state.apply(event)
+        turns_back.append(history.turn_back(event))
+    return history.kept_ranges(state, filter(None, turns_back))
 
 
 def duration_ms(started_at: str, ended_at: str) -> int:
@@ -168,6 +208,8 @@ def _cancelled(state: SessionState, event: Event) -> None:
 
 def _turn_start(state: SessionState, event: Event) -> None:
     message_id = event.data["message_id"]
+    if state.turn is not None and state.turn.message_id != message_id:
+        _end_unread(state, state.turn, event)
     options: dict[str, Any] = {}
     unsaid = None
     for accepted in state.queue:
@@ -230,6 +272,7 @@ def _tool_result(state: SessionState, event: Event) -> None:
     if call.status is not None:  # each call has exactly one result; a second one changes nothing
         return
     call.status = event.data.get("status") or ("error" if message.tool_results[0].is_error else "ok")
+    permission.close_with_call(state, call, event.ts)
     # Results are recorded as they finish and read back in the order of the calls: a provider wants them so.
     before = sum(
         1 for c in turn.calls.values() if c.status is not None and c is not call and c.position < call.position
@@ -261,10 +304,36 @@ def _interrupted(state: SessionState, event: Event) -> None:
 
 def _turn_end(state: SessionState, event: Event) -> None:
     turn = state.turn
+    for call in turn.open_calls if turn else ():
+        permission.close_with_call(state, call, event.ts)
     message_id = event.data.get("message_id") or (turn.message_id if turn else "")
     state.queue = deque(m for m in state.queue if m.message_id != message_id)  # its turn_start may be a bad line
-    state.ended[message_id] = Ended(event.turn or "", event.data, len(state.messages), event.ts)
+    messages = state.messages
+    state.ended[message_id] = Ended(event.turn or "", event.data, event.seq, messages, len(messages), event.ts)
     state.turn = None
+
+
+def _rewind(state: SessionState, event: Event) -> None:
+    if state.turn is not None:  # there is no rewind while a turn runs, so the line of its end is bad
+        _end_unread(state, state.turn, event)
+        state.turn = None
+    history.fold_rewind(state, event)
+
+
+def _end_unread(state: SessionState, turn: Turn, event: Event) -> None:
+    """Something has begun that waits for its end, so this turn had ended, and the line that says so is bad. Who asks
+    for it must not wait for ever."""
+    lost = "this turn has ended, and the line of the log that says how is damaged"
+    data = {
+        "message_id": turn.message_id,
+        "finish_reason": "error_during_execution",
+        "text": turn.text,
+        "usage": turn.usage.to_map(),
+        "started_at": turn.started_at,
+        "error": {"error": "StoreError", "message": lost, "data": {}},
+    }
+    messages = state.messages
+    state.ended[turn.message_id] = Ended(turn.id, data, event.seq, messages, len(messages), event.ts)
 
 
 _FOLD: dict[str, Callable[[SessionState, Event], None]] = {
@@ -278,10 +347,26 @@ _FOLD: dict[str, Callable[[SessionState, Event], None]] = {
     "assistant_message": _assistant,
     "tool_call": _tool_call,
     "tool_result": _tool_result,
+    "permission_request": permission.fold_request,
+    "permission_resolved": permission.fold_resolved,
     "turn_resumed": _turn_resumed,
     "interrupted": _interrupted,
     "turn_end": _turn_end,
+    "checkpoint": history.fold_checkpoint,
+    "rewind": _rewind,
+    "file_edit": history.fold_file_edit,
+    "files_restored": history.fold_files_restored,
+    "fork": history.fold_fork,
+    "compaction": history.fold_compaction,
 }
+
+_MARKS = frozenset(
+    {
+        "session_start", "session_resume", "user_message", "system_message", "assistant_message", "tool_result",
+        "compaction", "rewind", "files_restored", "fork",
+    }
+)  # fmt: skip
+"""After these the history, or what belongs to it, is another one."""
 
 
 # --- views -----------------------------------------------------------------------------------------------------------

@@ -34,6 +34,11 @@ class Take:
 
 
 @dataclass(frozen=True, slots=True)
+class RestoreFiles:
+    """Bring the files back that a rewind has not done yet."""
+
+
+@dataclass(frozen=True, slots=True)
 class CallModel:
     """Ask the model."""
 
@@ -41,6 +46,13 @@ class CallModel:
 @dataclass(frozen=True, slots=True)
 class RunTools:
     """Run these calls, or settle them if they had started in an earlier life of the child."""
+
+    calls: list[Call]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Wait for an approver's answer to the requests of these calls."""
 
     calls: list[Call]
 
@@ -60,11 +72,13 @@ class Finish:
     detail: str | None = field(default=None)
 
 
-Step = Wait | Take | CallModel | RunTools | CloseCalls | Finish
+Step = Wait | Take | RestoreFiles | CallModel | RunTools | Ask | CloseCalls | Finish
 
 
 def next_step(state: SessionState, limits: Limits) -> Step:
     """What to do now. Pure."""
+    if state.restoring is not None:
+        return RestoreFiles()
     turn = state.turn
     if turn is None:
         return Take() if state.queue else Wait()
@@ -79,7 +93,8 @@ def next_step(state: SessionState, limits: Limits) -> Step:
             return CloseCalls(turn.open_calls)
         return Finish("error_crashed", f"the session's process died {turn.deaths} times in this turn")
     if turn.open_calls:
-        return RunTools(turn.open_calls)
+        asked = [call for call in turn.open_calls if call.is_asked]
+        return Ask(asked) if asked else RunTools(turn.open_calls)
     return _cap(state, limits) or CallModel()
 
 
