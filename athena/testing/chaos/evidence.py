@@ -45,6 +45,8 @@ class Evidence:
     """What kept the conversation from its end."""
     orphans: list[str] = field(default_factory=list)
     fired: list[Fired] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)
+    """Who lived when the harness killed it, in the middle of the conversation."""
     seconds: float = 0.0
 
 

@@ -45,12 +45,16 @@ def wait_unmarked(roots: Collection[Path], limit_s: float) -> list[str]:
     return []
 
 
-def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    """Send a signal; to one that has ended it is nothing."""
+def kill(pid: int, number: int = signal.SIGKILL) -> bool:
+    """Send a signal. ``False`` if the process has ended already."""
+    row = proctree.stat(pid)
+    if row is None or row.state in "ZX":
+        return False
     try:
         os.kill(pid, number)
     except ProcessLookupError:
-        pass  # which is what a kill wants
+        return False
+    return True
 
 
 def supervisor_of(target: Target) -> int | None:

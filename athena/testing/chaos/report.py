@@ -14,7 +14,7 @@ _HEAD = ("who is killed", "where", "trials", "not reached", *FAULTS)
 def table(outcomes: Outcomes) -> str:
     """One row for each victim and place, and their sum: how many trials, and how many with each fault, as Markdown.
 
-    "Not reached": the process did not come to the point in that trial, so nobody was killed.
+    "Not reached": somebody who was to die in that trial did not, or not in the middle of the conversation.
     """
     groups: defaultdict[tuple[str, str], list[Outcome]] = defaultdict(list)
     for one in outcomes.trials:

@@ -31,7 +31,7 @@ KEPT_VARIABLES = frozenset({"ATHENA_TEST_TIME_UNIT"})
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A trial that is over. ``was_reached``: its process came to the point where it was to die."""
+    """A trial that is over. ``was_reached``: everybody died who was to, and where."""
 
     plan: Plan
     faults: dict[str, list[str]]
@@ -157,6 +157,13 @@ def main() -> None:
         lane.close()
 
 
+def was_reached_in(chosen: Plan, evidence: Evidence) -> bool:
+    """Whether the deaths of the plan were died. A trial in which they were not has shown nothing of them."""
+    if chosen.kills_itself:
+        return len(evidence.fired) == (1 if chosen.second is None else 2)
+    return evidence.killed == list(chosen.victims)
+
+
 @dataclass(slots=True)
 class _Lane:
     seed: int
@@ -180,7 +187,7 @@ class _Lane:
             self.close()  # the next trial must not suffer for this one
         kept = None if verdict.ok else self._keep(chosen, evidence, verdict, directory)
         shutil.rmtree(directory, ignore_errors=True)
-        was_reached = chosen.point is None or bool(evidence.fired)
+        was_reached = was_reached_in(chosen, evidence)
         return Outcome(chosen, verdict.faults, verdict.effect, was_reached, round(evidence.seconds, 3), kept)
 
     def close(self) -> None:

@@ -28,11 +28,11 @@ from athena.testing.chaos.scenario import TOOLS
 from athena.testing.chaos.tools import WORLD_VARIABLE
 from athena.testing.chaos.world import MODEL_PREFIX, read_account
 
-CONVERSATION_S = 0.25
-"""About how long an undisturbed one takes: the span of random moments."""
+EVENTS = 36
+"""In the log of an undisturbed conversation: a random moment is somewhere between the first and the last but one."""
 
-CLIENT_START_S = 0.35
-"""How much longer it takes where the client is a new process."""
+EVENT_S = 0.003
+"""About how long one takes."""
 
 CLIENT_PROGRAM = "import sys; from athena.testing.chaos.client import main; main(sys.argv[1])"
 
@@ -197,20 +197,32 @@ class Trial:
         plan = self.plan
         if plan.kills_itself:
             return
-        if plan.point is None:
-            span_s = CONVERSATION_S + (CLIENT_START_S if "client" in plan.victims else 0.0)
-            self._is_over.wait(plan.moment * span_s)
-            frozen = None
-        else:
-            frozen = self._await_frozen()
-            if frozen is None:
-                return
-        for victim in plan.victims:
-            pid = frozen.pid if frozen is not None and victim == plan.at else self._pid(victim, target)
-            if pid is not None:
-                processes.kill(pid)
+        frozen = None if plan.point is None else self._await_frozen()
+        is_there = self._await_events(1) if plan.point is None else frozen is not None
+        if not is_there:
+            return
+        pids: dict[Victim, int | None] = {victim: self._pid(victim, target) for victim in plan.victims}
+        if frozen is not None and plan.at in pids:
+            pids[plan.at] = frozen.pid
+        if frozen is None and not self._await_moment():
+            return
+        self.evidence.killed = [victim for victim, pid in pids.items() if pid is not None and processes.kill(pid)]
         if frozen is not None and plan.at not in plan.victims:
             processes.kill(frozen.pid, signal.SIGCONT)
+
+    def _await_moment(self) -> bool:
+        """Wait for the plan's: so many events, and a part of what one takes. Time alone would often come too late."""
+        events, part = divmod(1 + self.plan.moment * (EVENTS - 2), 1)
+        return self._await_events(int(events)) and not self._is_over.wait(part * EVENT_S)
+
+    def _await_events(self, count: int) -> bool:
+        """Wait until the log has so many. ``False`` if the conversation is over first."""
+        path = default_paths().sessions / f"{self.evidence.trial}.jsonl"
+        while not self._is_over.is_set():
+            if path.exists() and path.read_bytes().count(b"\n") >= count:
+                return True
+            time.sleep(processes.POLL_S / 2)
+        return False
 
     def _await_frozen(self) -> Fired | None:
         while not self._is_over.is_set():
