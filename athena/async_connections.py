@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -121,3 +122,23 @@ async def take(target: Target, header: Header, timeout: float | None) -> Frame:
     answer = await connection.call("take", header, b"", timeout)
     connection.tell("confirm", {"take": answer.header["id"]})
     return answer
+
+
+_undoings: set[asyncio.Task[None]] = set()
+
+
+async def or_undone(starting: asyncio.Task[T], undo: Callable[[T], Awaitable[None]]) -> T:
+    """What a start brings up; ``undo`` it if whoever waits is cancelled. If the event loop ends before, so does its
+    connection, and the supervisor does the same."""
+
+    async def undone() -> None:
+        with contextlib.suppress(AthenaError):
+            await undo(await starting)
+
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        undoing = asyncio.create_task(undone())
+        _undoings.add(undoing)
+        undoing.add_done_callback(_undoings.discard)
+        raise

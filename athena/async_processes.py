@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from athena import process_calls as calls
-from athena.async_connections import perform, take
+from athena.async_connections import or_undone, perform, take
 from athena.client import ConnectionLost
-from athena.errors import AlreadyStarted, AthenaError, NoProcess, NotRunning, ProcessExited, Reason
+from athena.errors import AthenaError, NoProcess, NotRunning, ProcessExited, Reason
 from athena.mailboxes import Arrival, No, leftovers
 from athena.names import Via
 from athena.pid import Pid
@@ -21,7 +20,7 @@ from athena.recovery import ANSWER_S, RETRY_S
 from athena.session_calls import Call, check_timeout
 from athena.signals import Down, Exit
 from athena.supervisors import Target, resolve
-from athena.tree_calls import Ignored, Started, with_pid
+from athena.tree_calls import Ignored, Started
 
 T = TypeVar("T")
 
@@ -99,28 +98,13 @@ async def astart_server(cls: type, args: Sequence[Any], options: dict[str, Any],
     where, call = calls.start_class(cls, args, options, link=link)
     target = await asyncio.to_thread(resolve, where)
     starting = asyncio.create_task(perform(target, call, None))
-    try:
-        return await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        undoing = asyncio.create_task(_undo(target, starting))
-        _undoings.add(undoing)
-        undoing.add_done_callback(_undoings.discard)
-        raise
-    except AlreadyStarted as error:
-        raise with_pid(error) from None
+    return await or_undone(starting, lambda started: _undo(target, started))
 
 
-_undoings: set[asyncio.Task[None]] = set()
-
-
-async def _undo(target: Target, starting: asyncio.Task[Started | Ignored]) -> None:
-    """Nobody waits for this start any more: stop what it brings up. If the event loop ends before, so does its
-    connection, and the supervisor does the same."""
-    with contextlib.suppress(AthenaError):
-        started = await starting
-        if isinstance(started, Started):
-            await perform(target, calls.unlink(started.pid), ANSWER_S)
-            await perform(target, calls.stop(started.pid, "shutdown"), None)
+async def _undo(target: Target, started: Started | Ignored) -> None:
+    if isinstance(started, Started):
+        await perform(target, calls.unlink(started.pid), ANSWER_S)
+        await perform(target, calls.stop(started.pid, "shutdown"), None)
 
 
 class _Awaited:

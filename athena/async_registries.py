@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from athena import registry_calls as calls
 from athena.async_connections import perform
-from athena.errors import AlreadyRegistered, AlreadyStarted, CallTimeout, NoProcess, NotFound, Reason, Unavailable
+from athena.errors import CallTimeout, NoProcess, NotFound, Reason, Unavailable
 from athena.pid import Pid
 from athena.recovery import ANSWER_S
 from athena.registries import Registry, own_value, unresponsive
@@ -188,7 +188,5 @@ class AsyncRegistry:
 async def _perform(target: Target, call: Call[T], timeout: float) -> T:
     try:
         return await perform(target, call, timeout)
-    except (AlreadyRegistered, AlreadyStarted) as error:
-        raise calls.with_pid(error) from None
     except CallTimeout:
         raise unresponsive(target) from None

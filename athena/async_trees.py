@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Any, ClassVar, TypeVar, Unpack, overload
 
 from athena import tree_calls as calls
-from athena.async_connections import perform
+from athena.async_connections import or_undone, perform
 from athena.child_specs import ChildId, DynamicFlags, Flags, Kind, Spec
-from athena.errors import AlreadyStarted, NoProcess, ProcessExited, Reason, Unavailable
+from athena.errors import NoProcess, ProcessExited, Reason, Unavailable
 from athena.pid import Pid
 from athena.recovery import ANSWER_S
 from athena.session_calls import Call, check_timeout
@@ -45,7 +45,8 @@ class AsyncTreeHandle:
     ) -> Self | Ignored:
         call = calls.begin(cls, given, options, name=name, link=link)
         target = await asyncio.to_thread(resolve, supervisor)
-        identity = await _perform(target, call, None)
+        starting = asyncio.create_task(perform(target, call, None))
+        identity = await or_undone(starting, lambda made: _undo(target, made))
         return identity if isinstance(identity, Ignored) else cls(target, identity)
 
     async def start_child(self, spec: Spec | Sequence[Any]) -> Started | Ignored:
@@ -89,14 +90,12 @@ class AsyncTreeHandle:
             pass  # it is gone, which was to be reached
 
     async def _do(self, call: Call[T], timeout: float | None = None) -> T:
-        return await _perform(self._target, call, timeout)
+        return await perform(self._target, call, timeout)
 
 
-async def _perform(target: Target, call: Call[T], timeout: float | None) -> T:
-    try:
-        return await perform(target, call, timeout)
-    except AlreadyStarted as error:
-        raise calls.with_pid(error) from None
+async def _undo(target: Target, made: TreeIdentity | Ignored) -> None:
+    if not isinstance(made, Ignored):
+        await perform(target, calls.stop(made.pid, "shutdown"), None)
 
 
 class AsyncSupervisor(AsyncTreeHandle):

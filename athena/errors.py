@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from athena.pid import Pid
+
 Reason = Any
 """Why a process ended: ``"normal"``, ``"shutdown"``, ``"killed"``, ``{"signal": "SIGSEGV"}``, ``{"exit": 3}``,
 ``{"error": {"type", "message", "traceback"}}``, ``"hung"``, ``"noproc"``, ``"noconnection"`` and so on (JSON)."""
@@ -224,10 +226,14 @@ def _subclasses(base: type[AthenaError]) -> dict[str, type[AthenaError]]:
 
 def to_wire(error: AthenaError) -> dict[str, Any]:
     """The JSON form: ``{"error": class name, "message": text, "data": {...}}``."""
-    return {"error": type(error).__name__, "message": error.message, "data": error.data}
+    data = {name: value.to_map() if isinstance(value, Pid) else value for name, value in error.data.items()}
+    return {"error": type(error).__name__, "message": error.message, "data": data}
 
 
 def from_wire(value: dict[str, Any]) -> AthenaError:
     """The error that :func:`to_wire` described; a class this release doesn't know becomes an :class:`AthenaError`."""
     cls = _subclasses(AthenaError).get(value.get("error", ""), AthenaError)
-    return cls(value.get("message", ""), **value.get("data", {}))
+    data = value.get("data", {})
+    if isinstance(data.get("pid"), dict):
+        data = {**data, "pid": Pid.from_map(data["pid"])}
+    return cls(value.get("message", ""), **data)

@@ -53,6 +53,7 @@ def main(read_fd: int, write_fd: int) -> None:
             current.become_server()
             inbox = Inbox(read_fd, framer, frames[1:])
             server_child.serve(found(), given["args"], given["kwargs"], inbox, words)
+        _check_arguments(found, given)
         _end_with_supervisor(read_fd)
         words.ready()
         result = found(*given["args"], **given["kwargs"])
@@ -78,6 +79,15 @@ def _load(start: str) -> Callable[..., Any]:
         raise TypeError(f"{start} is no function: {found!r}")
     function: Callable[..., Any] = found
     return function
+
+
+def _check_arguments(found: Callable[..., Any], given: dict[str, Any]) -> None:
+    """Raise TypeError for arguments that do not fit: that is no start, and no crash either."""
+    try:
+        signature = inspect.signature(found)
+    except ValueError:  # some that are written in C have none
+        return
+    signature.bind(*given["args"], **given["kwargs"])
 
 
 def _end_with_supervisor(read_fd: int) -> None:

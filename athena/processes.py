@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from athena import process_calls as calls
 from athena import recovery
 from athena.client import ConnectionLost
-from athena.errors import AlreadyStarted, InvalidOption, NoProcess, NotRunning, ProcessExited, Reason
+from athena.errors import InvalidOption, NoProcess, NotRunning, ProcessExited, Reason
 from athena.mailboxes import No, leftovers
 from athena.names import Via
 from athena.pid import Pid
@@ -25,7 +25,7 @@ from athena.recovery import ANSWER_S
 from athena.session_calls import Call, check_timeout
 from athena.signals import Down, Exit
 from athena.supervisors import Target, resolve
-from athena.tree_calls import Ignored, Started, with_pid
+from athena.tree_calls import Ignored, Started
 from athena.waits import take
 
 T = TypeVar("T")
@@ -243,10 +243,7 @@ def unlink(process: Process, *, supervisor: Where = None) -> None:
 def start_server(cls: type, args: Sequence[Any], options: dict[str, Any], *, link: bool) -> Started | Ignored:
     """What :meth:`athena.Server.start_link` and ``start`` do."""
     where, call = calls.start_class(cls, args, options, link=link)
-    try:
-        return recovery.perform(resolve(where), call, None)
-    except AlreadyStarted as error:
-        raise with_pid(error) from None
+    return recovery.perform(resolve(where), call, None)
 
 
 # --- the way to the supervisor --------------------------------------------------------------------------------------

@@ -14,8 +14,6 @@ from typing import Any, TypeVar
 from athena import registry_calls as calls
 from athena.child_specs import ChildId
 from athena.errors import (
-    AlreadyRegistered,
-    AlreadyStarted,
     CallTimeout,
     NoProcess,
     NotFound,
@@ -270,8 +268,6 @@ def own_value(name: str, key: Any, kind: str, values: Sequence[Any]) -> Any:
 def _perform(target: Target, call: Call[T], timeout: float) -> T:
     try:
         return perform(target, call, timeout)
-    except (AlreadyRegistered, AlreadyStarted) as error:
-        raise calls.with_pid(error) from None
     except CallTimeout:
         raise unresponsive(target) from None
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from athena.errors import AlreadyRegistered, AlreadyStarted, AthenaError, CallTimeout, InvalidOption, Reason
+from athena.errors import CallTimeout, InvalidOption, Reason
 from athena.names import json_value
 from athena.pid import Pid
 from athena.session_calls import Call
@@ -164,13 +164,6 @@ def not_unique(name: str) -> InvalidOption:
     """What is asked of a registry with duplicate keys and needs unique ones."""
     text = f"a value is updated where keys are unique; in {name!r} a process may have several under one key"
     return InvalidOption(text, option="keys", value="'duplicate'", expected="a registry with keys='unique'")
-
-
-def with_pid(error: AthenaError) -> AthenaError:
-    """An :class:`AlreadyRegistered` or :class:`AlreadyStarted` with the pid as a value."""
-    if isinstance(error, AlreadyRegistered | AlreadyStarted) and isinstance(error.data.get("pid"), dict):
-        error.data["pid"] = Pid.from_map(error.data["pid"])
-    return error
 
 
 def _call(op: str, name: str, read: Callable[[Frame], Any], **fields: Any) -> Call[Any]:

@@ -22,7 +22,7 @@ from athena.child_specs import (
     spec_map,
     supervisor_spec,
 )
-from athena.errors import AlreadyStarted, Reason
+from athena.errors import Reason
 from athena.messages import clean_text
 from athena.pid import Pid
 from athena.session_calls import Call, import_path
@@ -251,13 +251,6 @@ def _info(row: dict[str, Any]) -> ChildInfo:
         row["type"],
         "dynamic" if isinstance(modules, str) else tuple(modules),
     )
-
-
-def with_pid(error: AlreadyStarted) -> AlreadyStarted:
-    """The error with the pid as a value."""
-    if isinstance(error.data.get("pid"), dict):
-        error.data["pid"] = Pid.from_map(error.data["pid"])
-    return error
 
 
 def _none(frame: Frame) -> None:

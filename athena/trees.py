@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar, Unpack, overload
 
 from athena import tree_calls as calls
 from athena.child_specs import ChildId, DynamicFlags, Flags, Kind, Spec, dynamic_flags
-from athena.errors import AlreadyStarted, NoProcess, ProcessExited, Reason, Unavailable
+from athena.errors import NoProcess, ProcessExited, Reason, Unavailable
 from athena.pid import Pid
 from athena.recovery import ANSWER_S, perform
 from athena.session_calls import Call, check_timeout
@@ -56,7 +56,7 @@ class TreeHandle:
     ) -> Self | Ignored:
         call = calls.begin(cls, given, options, name=name, link=link)
         target = resolve(supervisor)
-        identity = _perform(target, call, None)
+        identity = perform(target, call, None)
         return identity if isinstance(identity, Ignored) else cls(target, identity)
 
     def start_child(self, spec: Spec | Sequence[Any]) -> Started | Ignored:
@@ -109,14 +109,7 @@ class TreeHandle:
             pass  # it is gone, which was to be reached
 
     def _do(self, call: Call[T], timeout: float | None = None) -> T:
-        return _perform(self._target, call, timeout)
-
-
-def _perform(target: Target, call: Call[T], timeout: float | None) -> T:
-    try:
-        return perform(target, call, timeout)
-    except AlreadyStarted as error:
-        raise calls.with_pid(error) from None
+        return perform(self._target, call, timeout)
 
 
 class Supervisor(TreeHandle):

@@ -27,7 +27,7 @@ from athena.config import Paths
 from athena.errors import AthenaError, Reason, Refused, to_wire
 from athena.wire import Frame
 from supervisor import commands, process_roster, roster
-from supervisor.forest import Forest, check_name_is_free
+from supervisor.forest import Forest, check_name_is_free, settled
 from supervisor.guard import GUARD_VARIABLE, watch_guard
 from supervisor.keeper import Keeper
 from supervisor.launcher import Launcher, PlainLauncher
@@ -158,12 +158,14 @@ class Daemon:
         return keeper
 
     async def _present(self, keeper: Keeper, request: SessionRequest, link: int | None) -> None:
+        """Raises why it does not start like that; nothing has changed then, neither for it nor for who had it."""
         request = keeper.request.presented(request)
+        await keeper.grants.present(request)
         synced = self._note(request, link)
         self.unlink(keeper)
         self.link(keeper, link)
-        await keeper.grants.present(request)
-        await self._noted(keeper, synced)
+        if synced is not None:
+            await synced
 
     def _note(self, request: SessionRequest, link: int | None) -> asyncio.Task[None] | None:
         """Have the roster name a session. The sync goes on beside its start."""
@@ -297,7 +299,7 @@ class Daemon:
             async with asyncio.timeout(STOP_LIMIT_S):
                 keepers = [one for one in self.registry.by_id.values() if not isinstance(one, TreeKeeper)]
                 sessions = [keeper.stop("shutdown") for keeper in keepers]
-                await asyncio.gather(self.forest.stop(), *sessions)
+                await settled(self.forest.stop(), *sessions)
                 await self.services.stop()
         except TimeoutError:
             logger.error("some sessions or trees did not stop in %s s; the guard kills them", STOP_LIMIT_S)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from athena.child_spec_rules import as_json
@@ -21,6 +22,8 @@ from supervisor.tree_function import Function
 from supervisor.tree_process import Program
 from supervisor.tree_session import SessionMember, TreeKeeper, session_request
 from supervisor.tree_vocabulary import Ignored, Started, StartFailed, StartOutcome
+
+logger = logging.getLogger(__name__)
 
 
 class Forest:
@@ -79,19 +82,23 @@ class Forest:
         solo = self.solos[leaf.serial] = Solo(leaf, spec.shutdown)
         leaf.parent = parent
         leaf.on_parent_exit = lambda reason: self._watch(solo.stop(reason), f"the stop of {leaf.label}")
-        outcome = await leaf.start()
+        outcome: StartOutcome | None = None
+        try:
+            outcome = await leaf.start()
+        finally:
+            if not isinstance(outcome, Started):
+                self._forget_solo(solo)
+            solo.has_begun.set()
         if isinstance(outcome, Started):
             self._watch(self._see_solo_end(solo), f"the end of {leaf.label}")
-        else:
-            self._forget_solo(solo)
         return leaf, outcome
 
     async def stop(self) -> None:
         """End all trees, the last started first, and the servers that are in none."""
-        await asyncio.gather(*(solo.stop() for solo in self.solos.values()))
+        await settled(*(solo.stop() for solo in list(self.solos.values())))
         while self.roots:
             root = self.roots[max(self.roots)]
-            await root.stop()
+            await settled(root.stop())
             self.roots.pop(root.serial, None)
 
     def find(self, target: object, serial: object = None) -> Branch:
@@ -188,3 +195,10 @@ def _name(start: Mapping[Any, Any]) -> str | None:
     if name is not None and not isinstance(name, str):
         raise StartError(f"a supervisor's name is a string, not {name!r}", reason={"invalid_name": as_json(name)})
     return name
+
+
+async def settled(*ends: Awaitable[object]) -> None:
+    """Wait for all of these. One that fails is logged, and keeps no other from an end in order."""
+    for outcome in await asyncio.gather(*ends, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            logger.error("something did not end in order", exc_info=outcome)

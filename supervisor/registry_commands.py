@@ -84,7 +84,9 @@ async def _start(daemon: Daemon, connection: Connection, frame: Frame) -> None:
 
 
 async def _stop(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    await _member(daemon, frame).stop(object_of(frame).get("reason", "normal"))
+    member = _member(daemon, frame)
+    daemon.processes.part(daemon.processes.caller(connection), member.serial)
+    await member.stop(object_of(frame).get("reason", "normal"))
     connection.answer(frame, {"stopped": True})
 
 

@@ -106,7 +106,9 @@ class Roster:
         """A session begins, or goes on under other options. Raises :class:`DiskError` if that cannot be written."""
         entry = Entry(request.session_id, request.recorded, request.public_init.decode(), owner)
         if not self._append(_start_line(entry)):
-            self._unwritten[-1] = _dumps({"stop": request.session_id})  # it may be there but for its end
+            self._unwritten.pop()
+            if request.session_id not in self._ids:  # else it goes on under the options that are noted
+                self._unwritten.append(_dumps({"stop": request.session_id}))  # it may be there but for its end
             raise DiskError(
                 f"the session cannot be noted in {str(self._path)!r}, so it would be lost with its supervisor; "
                 "is the disk full?",

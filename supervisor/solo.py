@@ -14,10 +14,16 @@ class Solo:
 
     def __init__(self, leaf: Function, shutdown: Shutdown) -> None:
         self.leaf = leaf
+        self.has_begun = asyncio.Event()
+        """Its start has succeeded or failed."""
         self._shutdown = shutdown
 
     async def stop(self, reason: Reason = "shutdown") -> None:
         """End it as a supervisor would (otp.md 10), and return when nothing of it is left."""
+        if not self.leaf.is_launched:
+            self.leaf.kill()  # as soon as there is something to kill; then its start fails, and leaves nothing
+            await self.has_begun.wait()
+            return
         if self._shutdown == "brutal_kill":
             self.leaf.kill()
         else:

@@ -35,12 +35,19 @@ async def _start(daemon: Daemon, connection: Connection, frame: Frame) -> None:
         spec = _class_spec(given.get("spec"))
         named = _free_name(daemon, spec.options.get("name"))
         made = await daemon.forest.start_class(spec, named, caller, lambda one: daemon.link(one, owner))
-        connection.answer(frame, {"ignored": True} if made is None else _identity(made))
+        await _started(connection, frame, made)
         return
     flags, name = given.get("flags"), _free_name(daemon, given.get("name"))
     node = dynamic_node(flags) if given.get("kind") == "dynamic" else supervisor_node(flags, given.get("children"))
     root = await daemon.forest.start(node, name, caller, lambda one: daemon.link(one, owner))
-    connection.answer(frame, _identity(root))
+    await _started(connection, frame, root)
+
+
+async def _started(connection: Connection, frame: Frame, root: Branch | None) -> None:
+    """Answer with a new tree. If nobody waits for the answer, it is stopped."""
+    if root is not None and connection.channel.closed:
+        await root.stop()
+    connection.answer(frame, {"ignored": True} if root is None else _identity(root))
 
 
 def _class_spec(given: object) -> ChildSpec:

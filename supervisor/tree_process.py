@@ -89,6 +89,11 @@ class Leaf(Member):
             await asyncio.shield(self._end)
         self._around.processes.release_names(self.serial)
 
+    @property
+    def is_launched(self) -> bool:
+        """Whether there has been a process."""
+        return self._end is not None
+
     async def wait(self) -> Reason:
         assert self._end is not None, "it was started"
         return await asyncio.shield(self._end)

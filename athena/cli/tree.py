@@ -49,7 +49,9 @@ def act(action: str, child: str, supervisor: str, *, as_json: bool) -> int:
                 said, text = {"restarted": child, "pid": pid}, f"restarted {child}" + (f" (pid {pid})" if pid else "")
             case "terminate":
                 handle.terminate_child(target)
-                said, text = {"terminated": child}, f"terminated {child}; it stays down until it is asked for"
+                is_kept = target in [row.id for row in handle.which_children()]
+                text = f"terminated {child}" + ("; it stays down until it is asked for" if is_kept else "")
+                said = {"terminated": child}
             case _:
                 handle.delete_child(target)
                 said, text = {"deleted": child}, f"deleted {child}"
