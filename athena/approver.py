@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+REASON_CHARS = 4000
+"""Of a reason: the log and the model get it."""
+
 AGAIN_S = 1.0
 """Between two tries at a supervisor that is away, or at a log that cannot be written."""
 
@@ -80,9 +83,9 @@ def answer_of(value: Any) -> Verdict:
     """What a ``can_use_tool`` returned. What is no answer denies."""
     match value if isinstance(value, tuple) else (value, None):
         case (True | "allow", (None | str()) as reason):
-            return "allow", reason
+            return "allow", reason and reason[:REASON_CHARS]
         case (False | "deny", (None | str()) as reason):
-            return "deny", reason
+            return "deny", reason and reason[:REASON_CHARS]
     return "deny", f"can_use_tool returned {value!r}, which is no answer"[:200]
 
 
@@ -91,7 +94,7 @@ async def ask(function: CanUseTool, row: dict[str, Any]) -> Verdict:
     try:
         value = await asyncio.to_thread(function, *_question(row))
         return answer_of(await value if inspect.isawaitable(value) else value)
-    except Exception as error:  # a bug of the user's function allows nothing, and must not end who asks it
+    except (Exception, SystemExit) as error:  # a bug of the user's function allows nothing, nor ends who asks it
         return _failed(error)
 
 
@@ -100,7 +103,7 @@ def _question(row: dict[str, Any]) -> tuple[str, dict[str, Any], PermissionConte
     return row["tool"], row["arguments"], PermissionContext(**words)
 
 
-def _failed(error: Exception) -> Verdict:
+def _failed(error: BaseException) -> Verdict:
     logger.exception("can_use_tool failed; the call is denied")
     return "deny", f"it could not be decided: can_use_tool raised {type(error).__name__}"
 
@@ -177,7 +180,7 @@ class Approver:
     def _decide(self, row: dict[str, Any]) -> Verdict:
         try:
             return answer_of(self._function(*_question(row)))
-        except Exception as error:  # a bug of the user's function allows nothing, and must not end the thread
+        except (Exception, SystemExit) as error:  # a bug of the user's function allows nothing, nor ends the thread
             return _failed(error)
 
     def _answer(self, request_id: str, decision: Answer, reason: str | None) -> None:

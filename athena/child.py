@@ -89,7 +89,9 @@ class SessionServer(Server):
             await self.words.close()
             return Stop(to_wire(error))
         facts = {"damage": parts.damage, "seq": state.cursor.seq, **self.words.position()}
-        return Ready(facts, then=Continue([*(given.get("granted") or ()), *messages]))
+        # What its sender was never told is accepted comes again from there, or was refused.
+        granted = [one for one in given.get("granted") or () if one["message_id"] in state.receipts]
+        return Ready(facts, then=Continue([*granted, *messages]))
 
     async def _build(self, header: Header, given: dict[str, Any], lines: list[bytes]) -> SessionParts:
         """The session's parts. A later life waits for a disk that is full: its session is not to fail by that."""

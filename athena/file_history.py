@@ -8,6 +8,7 @@ and does the others; and a rewind can be undone by another one.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import os
@@ -19,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from athena.errors import NotFound
+from athena.errors import NotFound, StoreError
 from athena.loop.history import Content, FileEdit, Restoring, changed_files, last_edit
 from athena.points import CONFLICT, DELETED, FAILED, NOT_KEPT, RESTORED, UNCHANGED, FileOutcome
 from athena.recorder import Recorder
@@ -64,7 +65,7 @@ class FileHistory:
         fail."""
         path = os.path.realpath(target)
         try:
-            before = await self._kept(look(path))
+            before = await self._kept(await asyncio.to_thread(look, path))
         except PermissionError:  # what cannot be read may be replaced all the same
             before = asdict(Content(0, not_kept="unreadable"))
         except OSError:
@@ -89,7 +90,7 @@ class FileHistory:
         last = last_edit(self._recorder.state.edits, path)
         done = last.outcome if last.seq > restoring.seq else None  # by a life that ended in the middle
         try:
-            current = look(path)
+            current = await asyncio.to_thread(look, path)
             if wanted is not None and wanted.ref is None:
                 return FileOutcome(path, NOT_KEPT, _WHY.get(wanted.not_kept or "", wanted.not_kept))
             if _sha(current) == (None if wanted is None else wanted.sha256):
@@ -106,8 +107,12 @@ class FileHistory:
             await self._recorder.record("file_edit", record)
             await self._recorder.barrier()
             put(path, data, wanted.mode if wanted is not None else 0)
-        except (OSError, NotFound) as error:
-            return FileOutcome(path, FAILED, error.message if isinstance(error, NotFound) else _said(error))
+        except (
+            OSError,
+            NotFound,
+            StoreError,
+        ) as error:  # one file, and not the session, fails
+            return FileOutcome(path, FAILED, _said(error) if isinstance(error, OSError) else error.message)
         detail = "changed by somebody else; their version is kept, and comes back by undoing this rewind"
         return FileOutcome(path, outcome, detail if outcome == CONFLICT else None)
 

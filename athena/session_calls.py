@@ -16,7 +16,7 @@ from athena import events
 from athena.config import default_paths
 from athena.errors import InvalidOption
 from athena.events import check_session_id, new_session_id, new_uuid
-from athena.loop.options import GRANTS, check_portable, parse_options, parse_turn_options, refuse_unknown
+from athena.loop.options import GRANTS, check_portable, parse_options, parse_turn_options, refuse_unknown, restrictions
 from athena.loop.permission import ANSWERS, open_requests
 from athena.loop.result import Result
 from athena.loop.state import SessionState, fold
@@ -112,7 +112,7 @@ def _init(options: dict[str, Any], store: str, store_options: Any, root: str) ->
     where = "public" if store in STORES else "private"  # those of a custom store may hold a password
     lines: dict[str, dict[str, Any]] = {
         "public": {
-            "options": {k: v for k, v in options.items() if k != "python_path"},
+            "options": {k: v for k, v in options.items() if k != "python_path"} | restrictions(private),
             "cwd": _here(),  # where neither these options nor the log of a continued session say so
             "python_path": options.get("python_path") or import_path(),
             "store": store,

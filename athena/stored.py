@@ -94,11 +94,13 @@ def stored_rows() -> list[dict[str, Any]]:
 
 
 def discard_fork(session_id: str, where: dict[str, Any]) -> None:
-    """Remove a fork that could not be started; one that somebody has started all the same stays."""
+    """Remove a fork that could not be started; one that somebody has started all the same, or before, stays."""
     from athena.removal import delete
 
     with suppress(AthenaError):
-        delete(session_id, where["store"], root=where["root"])
+        last = _opened(where["store"], where["root"], None).tail(session_id, 1)
+        if last and last[0].event == "fork":
+            delete(session_id, where["store"], root=where["root"])
 
 
 def _opened(store: str, root: str | Path | None, store_options: dict[str, Any] | None) -> Store:

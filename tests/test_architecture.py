@@ -120,6 +120,7 @@ LONG_FILES: dict[str, str] = {
     "supervisor/daemon.py": "the parts put together, and the program's own beginning and end",
     "supervisor/keeper.py": "what a session is to the supervisor: pipe, calls, subscribers, monitors",
     "supervisor/node.py": "one state machine: what all kinds of supervisor share",
+    "supervisor/roster.py": "writer and reader of one format",
     "supervisor/tree_vocabulary.py": "each input and effect of a tree with its meaning",
 }
 LONG_FUNCTIONS: dict[str, str] = {}

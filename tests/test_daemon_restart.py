@@ -460,11 +460,21 @@ def test_no_grant_no_key_and_no_environment_is_in_any_file(
     start_daemon()
     assert session.status()["state"] == "running"  # and has them again
     terminate(daemon)
-    words = [CANARY, "bypass_permissions", "trusted", "SOME_VARIABLE", "allowed_tools"]
+    words = [CANARY, "bypass_permissions", "trusted", "SOME_VARIABLE", '"allowed_tools":["']
     for path in default_paths().state.rglob("*"):
         if path.is_file():
             data = path.read_bytes()
             assert not [word for word in words if word.encode() in data], path
+
+
+def test_who_goes_on_without_the_allow_list_of_a_session_is_allowed_no_more_than_it_was(daemon: Path) -> None:
+    look = {"tool_calls": [{"name": "glob", "arguments": {"pattern": "*"}}]}
+    begin(daemon, [look, "one", look, "two"], name="bob", allowed_tools=["grep"])
+    kill_all(daemon)
+    start_daemon()
+    told = Session.attach("bob", supervisor=daemon).send_message("go").messages[-2].tool_results[0]
+    assert told.is_error
+    assert "allowed_tools (none)" in told.content
 
 
 # --- stops, and the service manager -----------------------------------------------------------------------------------

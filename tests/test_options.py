@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from athena import session_calls, tools
@@ -239,7 +240,15 @@ def test_grants_and_history_are_not_among_what_is_recorded() -> None:
     assert set(grants) == GRANTS
     history = [{"role": "user", "content": "x"}]
     options = parse_options({"provider": "mock", "messages": history, "disallowed_tools": ["bash"], **grants})
-    assert options.recorded() == {"provider": "mock", "disallowed_tools": ["bash"]}
+    kept = {"provider": "mock", "disallowed_tools": ["bash"]}
+    assert options.recorded() == {**kept, "allowed_tools": []}, "that there was a list, and none of what was in it"
+    assert parse_options({**kept, "phase": "plan"}).recorded() == {**kept, "phase": "plan"}
+
+
+def test_what_a_supervisor_writes_down_allows_nothing_and_denies_no_less() -> None:
+    given = {"provider": "mock", "allowed_tools": ["grep"], "phase": "trusted", "api_key": "k"}
+    public = session_calls.start_options(given, link=False).body.split(b"\n")[0]
+    assert orjson.loads(public)["options"] == {"provider": "mock", "allowed_tools": []}
 
 
 # --- a life after the first ------------------------------------------------------------------------------------------

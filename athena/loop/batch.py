@@ -131,6 +131,9 @@ class Batch:
         )
         if tool is not None and call.call.error is None:
             match self._verdict(tool, call):
+                case Deny() if call.started:  # with a grant that is gone now: it may have had its effect
+                    await self._result(call, ToolResult(call.call.id, IN_DOUBT, is_error=True), "in_doubt")
+                    return
                 case Deny(code, reason):
                     await self._result(call, ToolResult(call.call.id, reason, is_error=True), "denied", code=code)
                     return

@@ -191,7 +191,7 @@ def fold_fork(state: SessionState, event: Event) -> None:
     state.receipts = {k: v for k, v in state.receipts.items() if k in state.ended or k in state.cancelled}
     state.usage = Usage()
     state.restoring = None
-    state.rewinds.clear()
+    state.rewinds = {seq: rewind for seq, rewind in state.rewinds.items() if rewind.files is not None}
 
 
 def fold_compaction(state: SessionState, event: Event) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -130,7 +131,15 @@ class Options(BaseModel):
 
     def recorded(self) -> dict[str, Any]:
         """What the log may hold: everything that was set and is no grant, no secret and no history."""
-        return self.model_dump(mode="json", exclude_unset=True, exclude=set(GRANTS | {"messages"}))
+        set_now = self.model_dump(mode="json", exclude_unset=True, exclude=set(GRANTS | {"messages"}))
+        return set_now | restrictions({"phase": self.phase, "allowed_tools": self.allowed_tools})
+
+
+def restrictions(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What grants there were also narrowed, without what they gave. Whoever goes on without them, after a supervisor's
+    death for example, must not be less guarded: where a list said what alone may run, nothing may."""
+    phase = {"phase": "plan"} if options.get("phase") == "plan" else {}
+    return phase if options.get("allowed_tools") is None else {**phase, "allowed_tools": []}
 
 
 def parse_options(values: dict[str, Any]) -> Options:

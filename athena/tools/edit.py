@@ -33,6 +33,8 @@ async def run(args: EditParameters, ctx: ToolContext) -> ToolOutput:
     old, new = clean_text(args.old_string), clean_text(args.new_string)
     after, count = replaced(before, old, new, every=args.replace_all)
     await ctx.editing(target, after)
+    if read_regular(target, args.path).decode("utf-8", "replace") != before:  # that may have waited for a full disk
+        raise ToolFailure(f"{args.path!r} was changed meanwhile; read it again")
     replace_file(target, after, args.path)
     payload = {"path": args.path, "before": before, "after": after, "replacements": count}
     times = "1 replacement" if count == 1 else f"{count} replacements"
