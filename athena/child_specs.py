@@ -23,7 +23,8 @@ class ChildSpec:
     Args:
         id: unique in a :class:`Supervisor`; without meaning in a :class:`DynamicSupervisor`.
         start: ``"package.module:function"``, ``"package.module:ServerClass"``, ``"package.module:SupervisorClass"``
-            (with ``type="supervisor"``), or a program with its arguments as a list.
+            (with ``type="supervisor"``), a program with its arguments as a list, or what
+            :meth:`athena.Session.child_spec` returns, of which the start counts and the other fields are these here.
         args, kwargs: what the function or the class's ``init`` is called with, as JSON; a program gets ``args`` behind
             its own.
         name: what the process is called while it runs.
@@ -59,6 +60,8 @@ class ChildSpec:
         self._check_place()
         names = ("id", "start", "args", "kwargs", "restart", "type", "significant", "start_timeout")
         found = {name: getattr(self, name) for name in names}
+        if isinstance(self.start, Mapping) and "start" in self.start:  # a whole one, as Session.child_spec makes it
+            found["start"] = self.start["start"]
         optional = ("shutdown", "modules", "ready")
         found |= {name: getattr(self, name) for name in optional if getattr(self, name) is not None}
         options: dict[str, Any] = {"env": self.env, "python_path": self.python_path, "name": name_form(self.name)}

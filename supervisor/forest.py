@@ -140,8 +140,9 @@ class Forest:
             case {"registry": dict(given)}:
                 return self.around.registries.make(given, label)
             case _:
-                reason = {"invalid_mfa": as_json(spec.start)}
-                raise StartError(f"{label} cannot be started: unknown start {spec.start!r}", reason=reason)
+                keys = sorted(map(str, spec.start))  # what is in it may be secret, an environment for example
+                reason = {"invalid_mfa": as_json(keys)}
+                raise StartError(f"{label} cannot be started: unknown start with {', '.join(keys)}", reason=reason)
 
     def _branch(self, node: Node, name: str | None, label: str | None, caller: Caller) -> Branch:
         branch = Branch(node, label or "", name, caller, self)

@@ -175,6 +175,20 @@ def test_the_specification_that_is_shown_has_no_environment_in_it(yard: Yard, mo
     assert "sk-canary" not in (yard.at._paths.logs / "embedded.log").read_text()
 
 
+def test_a_session_may_have_another_id_and_restart_in_a_tree(yard: Yard) -> None:
+    given = Session.child_spec(provider="mock", mock=["hi"], name="inner")
+    with Supervisor.start_link([ChildSpec("outer", given, restart="temporary")], supervisor=yard.at) as tree:
+        assert (tree.get_childspec("outer")["restart"], tree.which_children()[0].id) == ("temporary", "outer")
+        assert Session.attach("inner", supervisor=yard.at).send_message("?").text == "hi"
+
+
+def test_a_start_that_is_unknown_shows_nothing_of_what_is_in_it(yard: Yard) -> None:
+    given = {"id": "x", "start": {"session": {"spec": {}, "init": "sk-canary"}}}
+    with pytest.raises(StartError) as caught:
+        Supervisor.start_link([given], supervisor=yard.at)
+    assert "sk-canary" not in f"{caught.value} {caught.value.data}"
+
+
 def test_the_end_of_the_daemon_ends_a_permanent_one_once(own_supervisor: EmbeddedSupervisor, tmp_path: Path) -> None:
     spec = Session.child_spec(provider="mock", mock=["x"], cwd=str(tmp_path), name="agent", restart="permanent")
     tree = Supervisor.start_link([spec], supervisor=own_supervisor)
