@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import shutil
 import socket
 import tempfile
 import traceback
@@ -24,6 +26,9 @@ from athena.session_setup import build_session
 
 TURNS = 3
 """Enough for the interpreter, which specialises what has run eight times: much of this runs several times a turn."""
+
+PREFIX = "athena-rehearsal-"
+"""Of the folder, before the zygote's pid."""
 
 LIMIT_S = 10.0
 """A rehearsal that hangs must not keep the zygote from its work."""
@@ -54,13 +59,25 @@ async def rehearse() -> None:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
     try:
         async with asyncio.timeout(LIMIT_S):
-            with tempfile.TemporaryDirectory(prefix="athena-") as folder, contextlib.chdir(folder):
+            sweep(Path(tempfile.gettempdir()))
+            prefix = f"{PREFIX}{os.getpid()}-"
+            with tempfile.TemporaryDirectory(prefix=prefix) as folder, contextlib.chdir(folder):
                 await _turns(url, folder)
     except Exception:  # whatever it was, children can be forked: they only start slower
         traceback.print_exc()
     finally:
         server.close()
         await server.wait_closed()
+
+
+def sweep(directory: Path) -> None:
+    """Remove the folders of this user's zygotes that were killed while they rehearsed."""
+    for folder in directory.glob(PREFIX + "*-*"):
+        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
+        with contextlib.suppress(OSError):
+            is_ours = folder.lstat().st_uid == os.geteuid() and not folder.is_symlink()
+            if is_ours and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+                shutil.rmtree(folder)
 
 
 async def _turns(url: str, folder: str) -> None:

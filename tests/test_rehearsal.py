@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -54,3 +55,19 @@ async def test_a_machine_without_loopback_only_starts_slower(monkeypatch: pytest
 
     monkeypatch.setattr(socket, "create_server", refused)
     await rehearsal.rehearse()
+
+
+def test_what_killed_zygotes_have_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    gone = tmp_path / f"{rehearsal.PREFIX}{dead.pid}-x"
+    link = tmp_path / f"{rehearsal.PREFIX}{dead.pid}-link"
+    kept = [tmp_path / name for name in (f"{rehearsal.PREFIX}{os.getpid()}-x", f"{rehearsal.PREFIX}no-pid", "another")]
+    for folder in (gone, *kept):
+        folder.mkdir()
+        (folder / "notes.txt").touch()
+    link.symlink_to(kept[-1])
+    rehearsal.sweep(tmp_path)
+    assert not gone.exists()
+    assert all((folder / "notes.txt").exists() for folder in kept)
+    assert link.is_symlink()
