@@ -17,6 +17,7 @@ from athena.loop.permission import CLOSED, DENY
 from athena.loop.state import Call
 from athena.permissions import denied_in_time, rule_of
 from athena.recorder import Recorder
+from athena.redact import Redactor
 
 REMEMBERED_LIMIT = 256
 """Answers that are kept for the rest of a session; the oldest is asked for again."""
@@ -28,7 +29,7 @@ NOT_NEEDED = "not_needed"
 class Approvals:
     """The permission requests of one session."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, redactor: Redactor) -> None:
         self.approvers: Collection[bool | str] = ()
         """Who is there to answer: ``True`` is somebody for all turns, a message id somebody for that one's."""
         self.remembered: dict[str, str] = {}
@@ -36,6 +37,7 @@ class Approvals:
         self.on_remember: Callable[[str, str], None] = _ignore
         """Gets each rule and its answer: whoever keeps them for the next life."""
         self._recorder = recorder
+        self._redactor = redactor
         self._order = asyncio.Lock()
         """Between looking whether a request is open and resolving it, nobody else looks."""
         self._resolved = asyncio.Event()
@@ -144,6 +146,9 @@ class Approvals:
         request, turn = call.request, self._recorder.state.turn
         data = {"request_id": request.id, "call_id": call.call.id, "decision": decision, "by": None}
         data |= {name: value for name, value in facts.items() if value is not None}
+        reason = data.get("reason")
+        if reason is not None:
+            data["reason"] = self._redactor.text(reason)  # the model gets it
         await self._recorder.record("permission_resolved", data, turn.id if turn is not None else None, waits=waits)
         self._since.pop(request.id, None)
         self._resolved.set()

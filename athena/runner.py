@@ -102,13 +102,13 @@ class Runner:
         self.options = options
         self.recorder = recorder
         self.waiters = Waiters()
-        self.approvals = Approvals(recorder)
         self._provider = provider
         self._tools = tools
         self._audience = audience
         self._random = random_unit
         secrets = session_secrets(env, options.api_key, options.extra_headers)
         self._redactor = Redactor(secrets)
+        self.approvals = Approvals(recorder, self._redactor)
         self._tool_env = tool_env(env, options.env_allow, secrets=secrets.values())
         self._wakeup = asyncio.Event()
         self.branches = Branches(session_id, recorder, store, self._redactor, wake=self._wakeup.set)

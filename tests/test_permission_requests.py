@@ -150,6 +150,23 @@ def test_an_allowed_call_runs(asked: Asked, files: Files) -> None:
     assert (asked.session.requests(), asked.session.status()["permission_requests"]) == ([], [])
 
 
+def test_a_secret_in_a_reason_reaches_neither_log_nor_model(sessions: Sessions) -> None:
+    asked = Asked(sessions, env={**os.environ, "SOME_API_KEY": "sk-canary-0123456789"})
+    with asked.stream:
+        asked.session.answer(asked.id, "deny", reason="use sk-canary-0123456789 instead")
+        asked.end()
+    assert data(asked.session, "permission_resolved")[0]["reason"] == "use [redacted:SOME_API_KEY] instead"
+    assert not any(b"sk-canary" in event.line for event in log(asked.session.session_id))
+
+
+def test_a_function_that_exits_denies_and_keeps_nobody_waiting(sessions: Sessions) -> None:
+    def leaves(*_: Any) -> bool:
+        raise SystemExit(3)
+
+    session = sessions.start([write(), "done"], can_use_tool=leaves)
+    assert statuses(session.send_message("go", timeout=ANSWER_S)) == ["error"]
+
+
 def test_a_denied_call_tells_the_model_why(asked: Asked, files: Files) -> None:
     asked.session.answer(asked.id, "deny", reason="use the other directory")
     found = asked.end()
