@@ -495,7 +495,7 @@ def test_a_live_session_cannot_be_started_twice(sessions: Sessions) -> None:
     session = sessions.start(["x"], session_id="only-one")
     with pytest.raises(AlreadyStarted) as caught:
         sessions.start(["x"], session_id="only-one")
-    assert caught.value.pid["pid"] == session.pid
+    assert repr(caught.value.pid) == repr(session.pid)
     assert session.send_message("go").text == "x"
 
 
