@@ -219,7 +219,7 @@ async def _send(session: SessionServer, args: dict[str, Any]) -> bytes:
 
 async def _result(session: SessionServer, args: dict[str, Any]) -> bytes:
     runner, message_id = session.runner, args["message_id"]
-    found = runner.result_of(message_id)
+    found = await runner.result_of(message_id)
     if found is None:
         runner.require(message_id)
         found = await runner.waiters.wait_for(message_id)

@@ -263,10 +263,13 @@ class Runner:
             errno=None,
         )
 
-    def result_of(self, message_id: str) -> Result | None:
-        """The result of an ended turn, or ``None`` while it waits or runs."""
+    async def result_of(self, message_id: str) -> Result | None:
+        """The result of an ended turn, once its end is on disk; ``None`` while it waits or runs."""
         ended = self.state.ended.get(message_id)
-        return None if ended is None else self._result(message_id, ended)
+        if ended is None:
+            return None
+        await self.recorder.barrier()  # whoever waits for it is told behind one, and who asks is told no sooner
+        return self._result(message_id, ended)
 
     def require(self, message_id: str) -> None:
         """Raise unless this message waits or runs: :class:`Cancelled` if it was taken back, else :class:`NotFound`."""

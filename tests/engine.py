@@ -109,7 +109,7 @@ class Engine:
 
     async def result(self, message_id: str) -> Result:
         """Wait for a turn to end."""
-        found = self.runner.result_of(message_id)
+        found = await self.runner.result_of(message_id)
         if found is not None:
             return found
         waiting = self.runner.waiters.wait_for(message_id)

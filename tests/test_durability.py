@@ -23,11 +23,15 @@ class SlowSync:
         self.gate = threading.Event()
         self.gate.set()
         self.began = 0
+        self.closes_at = 0
+        """Which sync closes the gate before itself; 0 for none."""
         self.covered: list[int] = []
 
     def __call__(self, fd: int) -> None:
         size_bytes = os.fstat(fd).st_size
         self.began += 1
+        if self.began == self.closes_at:
+            self.gate.clear()
         assert self.gate.wait(20 * TIME_UNIT)
         self.covered.append(size_bytes)
 
@@ -93,6 +97,19 @@ async def test_a_result_is_told_when_the_end_of_its_turn_is_synced(tmp_path: Pat
         await ended
         size_bytes = store.path("s1").stat().st_size
         assert sync.covered[-1] == size_bytes
+
+
+async def test_who_asks_for_a_result_is_told_no_sooner_than_who_waits_for_it(tmp_path: Path, sync: SlowSync) -> None:
+    async with engine(log=JsonlStore(tmp_path, sync=sync).open("s1"), provider=Spy(), durability="turn") as e:
+        sync.closes_at = 2  # the first is that of the acceptance
+        await e.submit("go", "m1")
+        await wait_until_async(lambda: sync.began == sync.closes_at)
+        assert "m1" in e.state.ended
+        asking = asyncio.create_task(e.result("m1"))
+        await asyncio.wait([asking], timeout=0.05)
+        assert not asking.done(), "its end is in the log, and not on the disk"
+        sync.gate.set()
+        assert (await asking).text == "ok"
 
 
 async def test_a_slow_sync_of_one_session_delays_no_other(tmp_path: Path, sync: SlowSync) -> None:

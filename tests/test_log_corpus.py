@@ -63,7 +63,7 @@ async def test_a_frozen_log_goes_on_and_its_bytes_stay(frozen: tuple[JsonlStore,
             assert (await e.result(message_id)).finish_reason == "stop"
         assert (await e.send("new")).finish_reason == "stop"
         for message_id, reason in expected["ended"].items():
-            found = e.runner.result_of(message_id)
+            found = await e.runner.result_of(message_id)
             assert found is not None
             assert found.finish_reason == reason
     assert store.path(SESSION).read_bytes().startswith(before)

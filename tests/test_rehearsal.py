@@ -27,7 +27,7 @@ async def test_it_runs_whole_turns_and_leaves_nothing(tmp_path: Path, monkeypatc
 
     async def watched(runner: Runner, message_id: str, engine: asyncio.Task[None]) -> None:
         await turn(runner, message_id, engine)
-        results.append(runner.result_of(message_id))
+        results.append(await runner.result_of(message_id))
 
     monkeypatch.setattr(rehearsal, "_turn", watched)
     before = _process()

@@ -44,7 +44,7 @@ async def test_the_second_turn_sees_the_first_and_each_result_holds_the_history_
         first = await e.send("a", "m1")
         second = await e.send("b", "m2")
         assert [m.text for m in second.messages] == ["a", "one", "b", "two"]
-        again = e.runner.result_of("m1")
+        again = await e.runner.result_of("m1")
         assert again is not None
         assert [m.text for m in again.messages] == [m.text for m in first.messages] == ["a", "one"]
 
