@@ -107,10 +107,6 @@ class Mailbox:
         for ref in self._links.pop(serial, ()):
             self.forget(ref)
 
-    def awaits(self, serial: int) -> bool:
-        """Whether somebody will ask for the end of a link to that process."""
-        return serial in self._links
-
     # --- messages
 
     @property

@@ -203,14 +203,13 @@ async def _cast(daemon: Daemon, connection: Connection, frame: Frame) -> None:
 
 async def _stop(daemon: Daemon, connection: Connection, frame: Frame) -> None:
     """End a server or a supervisor in order; answered when nothing of it is left."""
-    caller, target = _not_self(daemon, connection, frame)
+    _, target = _not_self(daemon, connection, frame)
     wanted: Reason = bounded(frame.json())
     process = daemon.processes.get(target)
     if isinstance(process, Branch):
         await process.call(lambda ref: words.StopCall(ref, wanted))
     else:
         daemon.processes.server(target).ask({"kind": "stop", "reason": wanted})
-        daemon.processes.part(caller, target)
         reason = await daemon.processes.end_of(target)
         if reason != wanted:
             raise ProcessExited(f"it ended for another reason: {shortened(reason)}", reason=reason)

@@ -260,14 +260,6 @@ class Processes:
                 self._mailboxes[side].forget_links(far)
         self.signals.unlink(one, other)
 
-    def part(self, caller: int, target: int) -> None:
-        """A program ends what it has started. The answer tells it, so the link of that start does not as well; one that
-        somebody in it waits for (:meth:`link` with a ``ref``) does."""
-        mailbox = self._mailboxes.get(caller)
-        is_awaited = mailbox is not None and mailbox.awaits(target)
-        if isinstance(self._live.get(caller), ClientProcess) and not is_awaited:
-            self.signals.unlink(caller, target)
-
     def exit(self, sender: int, target: int, reason: Reason) -> None:
         """Send an exit signal. Raises :class:`Busy` if it is a message for one that has too much unread."""
         effects = self.signals.exit(sender, target, reason)

@@ -84,9 +84,7 @@ async def _start(daemon: Daemon, connection: Connection, frame: Frame) -> None:
 
 
 async def _stop(daemon: Daemon, connection: Connection, frame: Frame) -> None:
-    member = _member(daemon, frame)
-    daemon.processes.part(daemon.processes.caller(connection), member.serial)
-    await member.stop(object_of(frame).get("reason", "normal"))
+    await _member(daemon, frame).stop(object_of(frame).get("reason", "normal"))
     connection.answer(frame, {"stopped": True})
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import athena
-from athena import AsyncSupervisor, ChildSpec, Pid, Registry, Session, Supervisor, Via
-from athena.errors import AlreadyStarted, AthenaError, CallTimeout, NoProcess, StartError
+from athena import AsyncSupervisor, ChildSpec, Pid, Session, Supervisor, Via
+from athena.errors import AlreadyStarted, AthenaError, NoProcess, StartError
 from athena.supervisors import EmbeddedSupervisor
 from athena.trees import list_trees
 from tests.bounds_children import Slow
@@ -96,25 +96,6 @@ async def test_a_tree_whose_start_nobody_waits_for_any_more_is_undone(yard: Yard
     path.touch()
     await wait_until_async(lambda: path.with_name("slow.ended").exists())
     await wait_until_async(lambda: athena.whereis("unwanted", supervisor=yard.at) is None)
-
-
-def test_what_a_program_stops_itself_tells_it_nothing_more(yard: Yard, tmp_path: Path) -> None:
-    path = ready(tmp_path / "one")
-    for number in range(5):
-        with Registry.start_link(keys="unique", name=f"r{number}", supervisor=yard.at):
-            pass
-        started = Slow.start_link(str(path), supervisor=yard.at)
-        assert isinstance(started, athena.Started)
-        athena.stop(started.pid, supervisor=yard.at)
-    with pytest.raises(CallTimeout):
-        athena.receive(timeout=0.05, supervisor=yard.at)
-    started = Slow.start_link(str(path), supervisor=yard.at)
-    assert isinstance(started, athena.Started)
-    link = athena.link(started.pid, supervisor=yard.at)
-    athena.stop(started.pid, supervisor=yard.at)
-    told = link.wait(10 * TIME_UNIT)
-    assert told is not None
-    assert told.reason == "normal", "somebody waits for this one"
 
 
 def test_whoever_has_the_name_of_a_session_is_told_as_a_pid(yard: Yard) -> None:
