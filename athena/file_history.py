@@ -107,11 +107,7 @@ class FileHistory:
             await self._recorder.record("file_edit", record)
             await self._recorder.barrier()
             put(path, data, wanted.mode if wanted is not None else 0)
-        except (
-            OSError,
-            NotFound,
-            StoreError,
-        ) as error:  # one file, and not the session, fails
+        except (OSError, NotFound, StoreError) as error:  # one file, and not the session, fails
             return FileOutcome(path, FAILED, _said(error) if isinstance(error, OSError) else error.message)
         detail = "changed by somebody else; their version is kept, and comes back by undoing this rewind"
         return FileOutcome(path, outcome, detail if outcome == CONFLICT else None)

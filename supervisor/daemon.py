@@ -161,6 +161,8 @@ class Daemon:
         """Raises why it does not start like that; nothing has changed then, neither for it nor for who had it."""
         request = keeper.request.presented(request)
         await keeper.grants.present(request)
+        if self.registry.by_id.get(keeper.session_id) is not keeper:
+            return  # somebody has stopped it meanwhile: it is not to be noted as one that comes back
         synced = self._note(request, link)
         self.unlink(keeper)
         self.link(keeper, link)
